@@ -1,0 +1,1 @@
+"""Specialise small language models with very small adapters, and prove that they help."""

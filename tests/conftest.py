@@ -1,0 +1,21 @@
+"""What all tests share: where the task data lies, one thread for torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of task data (`tasks/…`, `corpus/…`); the test is skipped where it is absent."""
+    named = os.environ.get("WHIT_SHARED_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "tasks").is_dir():
+        pytest.skip(f"no task data at {folder}; set WHIT_SHARED_DATA to its folder")
+    return folder
