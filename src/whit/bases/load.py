@@ -1,0 +1,151 @@
+"""Loading a base: the frozen model with its tokenizer, template and fingerprint.
+
+Promises that every size was checked against the file before a model is built, that no code which came
+with a base is run, that the weights the model holds are those of the file, and that `Base.weight` gives
+them in float32 whatever type the model was loaded in. Knows nothing of adapters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whit.bases.dtypes import choose_dtype
+from whit.bases.fingerprint import Fingerprinter, file_state, remember, remembered
+from whit.bases.source import GgufSource, Source, open_source
+from whit.bases.tokenizers import Words, folder_words, gguf_words, stop_ids
+from whit.errors import BaseError
+
+if TYPE_CHECKING:
+    import torch
+
+    from whit.data.templates import Template
+
+
+@dataclass(eq=False)
+class Base:
+    """A frozen language model with its tokenizer, known by its fingerprint (64 hex characters).
+
+    `context` is in tokens; `dtype` is `float32` or `bfloat16`; `stop_ids` end an answer.
+    """
+
+    name: str
+    path: Path
+    fingerprint: str
+    model: Any
+    tokenizer: Any
+    template: Template
+    context: int
+    dtype: str
+    licence: str
+    stop_ids: tuple[int, ...]
+    parameters: int
+    source: Source = field(repr=False)
+
+    def weight(self, module: str) -> torch.Tensor:
+        """The weight of a module (say `model.layers.0.self_attn.q_proj`), (rows out, columns in).
+
+        float32, dequantised exactly as the file stores it, read anew at each call. Raises `BaseError`.
+        """
+        name = f"{module}.weight"
+        if name not in self.source.shapes and module == "lm_head":
+            name = "model.embed_tokens.weight"  # tied
+        if name not in self.source.shapes:
+            raise BaseError(f"{self.name} has no module {module!r}.")
+        return self.source.read(name)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, with nothing added; special tokens in it are recognised."""
+        return list(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`, without special tokens."""
+        return str(self.tokenizer.backend_tokenizer.decode([int(item) for item in ids], skip_special_tokens=True))
+
+
+def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Base:
+    """Load a base by its name, .gguf file or transformers folder.
+
+    `dtype` is `auto` (what this machine computes fastest in), `float32` or `bfloat16`.
+    Raises `BaseError` for a base that is unknown, absent, damaged or not supported.
+    """
+    label, path, licence = str(name), Path(name), "unknown"
+    source = open_source(path)
+    words = gguf_words(source.gguf.metadata, path) if isinstance(source, GgufSource) else folder_words(path)
+    number_type = choose_dtype(dtype, device)
+    model, fingerprint = _build(source, words, number_type)
+    return Base(
+        name=label,
+        path=path,
+        fingerprint=fingerprint,
+        model=model.to(device),
+        tokenizer=words.tokenizer,
+        template=_template(words),
+        context=int(model.config.max_position_embeddings),
+        dtype=str(number_type).removeprefix("torch."),
+        licence=licence,
+        stop_ids=stop_ids(words, source.config.get("eos_token_id")),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        source=source,
+    )
+
+
+def _template(words: Words) -> Template:
+    try:
+        from whit.data.templates import Template
+    except ImportError:
+        return words.template  # type: ignore[return-value]
+    return Template(words.template, bos=words.bos, eos=words.eos)
+
+
+def _build(source: Source, words: Words, dtype: torch.dtype) -> tuple[Any, str]:
+    """The frozen model, and the fingerprint (taken while the tensors pass by, unless it is remembered)."""
+    import torch
+    import transformers
+
+    architecture = source.architecture
+    settings = {key: value for key, value in source.config.items() if key != "model_type"}
+    model_class = getattr(transformers, architecture.model_class)
+    try:
+        config = getattr(transformers, architecture.config_class)(**settings)
+        with torch.device("meta"):
+            skeleton = model_class(config)
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ZeroDivisionError) as error:
+        raise BaseError(f"{source.path}: its configuration makes no {architecture.model_type} model ({error}).") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    if config.tie_word_embeddings:
+        wanted.pop("lm_head.weight", None)
+    _check_shapes(source, wanted)
+    if len(words.tokenizer) > config.vocab_size:
+        raise BaseError(
+            f"{source.path}: its tokenizer has {len(words.tokenizer)} tokens, its model only {config.vocab_size}."
+        )
+
+    known, state = remembered(source), file_state(source)
+    hasher = Fingerprinter() if known is None else None
+    tensors: dict[str, torch.Tensor] = {}
+    for name in sorted(wanted):
+        W = source.read(name)
+        if hasher is not None:
+            hasher.add(name, W)
+        tensors[name] = W.to(dtype)
+    if hasher is not None:
+        known = hasher.hexdigest()
+        remember(source, known, state)
+    model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    model.requires_grad_(False)
+    model.eval()
+    return model, str(known)
+
+
+def _check_shapes(source: Source, wanted: dict[str, tuple[int, ...]]) -> None:
+    missing, extra = wanted.keys() - source.shapes.keys(), source.shapes.keys() - wanted.keys()
+    if missing or extra:
+        named = ", ".join(sorted(missing or extra)[:3])
+        raise BaseError(f"{source.path} {'lacks' if missing else 'has tensors that its model has not:'} {named}.")
+    for name, shape in wanted.items():
+        if source.shapes[name] != shape:
+            raise BaseError(
+                f"{source.path}: {name} has the shape {source.shapes[name]}, but its configuration says {shape}."
+            )

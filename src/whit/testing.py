@@ -1,0 +1,151 @@
+"""Public fakes, so that users of whit can test too: a random tiny base that loads in well under a second.
+
+Promises that the same arguments give the same weights and the same tokenizer on every machine with
+the same torch, and that the folder is an ordinary transformers folder (config.json,
+model.safetensors, tokenizer.json). Knows nothing of training: a tiny base answers noise.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whit.bases import Base
+
+#: ChatML, as SmolLM2 and Qwen use it: a system turn is a turn like any other.
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+# What the tokenizer is trained on: enough everyday and task words that prompts stay short.
+_TEXT = """
+The quick brown fox jumps over the lazy dog. What is the weather like in Paris today, please?
+My card was stolen and I would like to have a new one. I have not received the money that was sent.
+Classify the sentiment of this review: a charming and often affecting journey. positive negative neutral
+{"intent": "book_restaurant", "slots": {"city": "London", "party_size": "two", "date": "tomorrow"}}
+There are 12 apples and 30 pears in 4 boxes; how many are in each box? The answer is 42.
+user assistant system question answer label true false yes no null text input output instruction
+0 1 2 3 4 5 6 7 8 9 10 11 20 25 50 100 1000 red green blue small large left right up down
+def add(a, b): return a + b  for item in list: print(item)  if x == y: pass  else: raise ValueError
+"""
+
+
+def write_tiny_base(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    ffn: int = 128,
+    vocab: int = 384,
+    context: int = 256,
+    tied: bool = True,
+) -> Path:
+    """Write a random Llama with a byte-level BPE tokenizer and a ChatML template; return the folder.
+
+    `vocab` counts the 256 bytes and three special tokens, so at least 259. Weights are float32,
+    normal with a deviation of 0.08 (large enough that an adapter changes the answers).
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    specials = write_tokenizer(target, vocab=vocab, context=context)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=context,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+        bos_token_id=specials["<|im_start|>"],
+        eos_token_id=specials["<|im_end|>"],
+        pad_token_id=specials["<|endoftext|>"],
+        architectures=["LlamaForCausalLM"],
+        dtype="float32",
+    )
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Any] = {}
+    for name in sorted(shapes):
+        if name == "lm_head.weight" and tied:
+            continue
+        noise = torch.randn(shapes[name], generator=generator)
+        # Norms near one, as in a trained model; everything else small noise.
+        tensors[name] = 1 + 0.05 * noise if len(shapes[name]) == 1 else 0.08 * noise
+    config.save_pretrained(target)
+    save_file(tensors, str(target / "model.safetensors"), metadata={"format": "pt"})
+    return target
+
+
+def write_tokenizer(folder: str | Path, *, vocab: int = 384, context: int = 256) -> dict[str, int]:
+    """Train a byte-level BPE tokenizer in place and write its files; return the special tokens' ids."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    if vocab < 256 + len(special):
+        raise ValueError(f"vocab must be at least {256 + len(special)} (bytes and special tokens), got {vocab}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+        min_frequency=1,
+    )
+    tokenizer.train_from_iterator(_TEXT.splitlines(), trainer)
+    missing = vocab - tokenizer.get_vocab_size()
+    if missing > 0:
+        raise ValueError(f"vocab={vocab} is more than the built-in text gives; use at most {vocab - missing}")
+    target = Path(folder)
+    tokenizer.save(str(target / "tokenizer.json"))
+    description = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHATML,
+    }
+    (target / "tokenizer_config.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
+    return {token: int(tokenizer.token_to_id(token)) for token in special}
+
+
+def tiny_base(folder: str | Path | None = None, *, dtype: str = "float32", **shape: Any) -> Base:
+    """Write a tiny base (into a temporary folder where none is given) and load it.
+
+    The keyword arguments are those of `write_tiny_base`.
+    """
+    from whit.bases import load_base
+
+    if folder is not None:
+        return load_base(str(write_tiny_base(folder, **shape)), dtype=dtype)
+    temporary = tempfile.mkdtemp(prefix="whit-tiny-")
+    try:
+        base = load_base(str(write_tiny_base(temporary, **shape)), dtype=dtype)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    # The base reads its files when a weight is asked for, so they live as long as it does.
+    weakref.finalize(base, shutil.rmtree, temporary, ignore_errors=True)
+    return base
