@@ -5,7 +5,8 @@ With the two-sided interval of the paired difference (tuned minus base) and the 
     helped            the interval is wholly above 0, and p < alpha
     harmed            the interval is wholly below 0, and p < alpha
     no worse          neither, and the interval excludes a loss as large as the margin (0.02)
-    not enough data   anything else; how many rows would be needed is said with it
+    not enough data   anything else, and fewer than 6 rows, which could show nothing; how many rows
+                      would be needed is said with it
 
 Interval and test must agree because they are made differently (Tango's score and an exact binomial;
 bootstrap and sign flips), and each alone is wrong now and then with few rows. No verdict on no rows.
@@ -150,7 +151,10 @@ def compare(
     draw = _Draw(alpha, seed, resamples)
     main = _paired([s.value for s in base], [s.value for s in tuned], graded, draw)
     skill = _paired([s.lenient for s in base], [s.lenient for s in tuned], graded, draw)
+    detectable = statistics.smallest_detectable(rows, main.discordance, alpha=alpha, power=power)
     verdict = decide(main.interval, main.p_value, margin=margin, alpha=alpha)
+    if detectable is None:
+        verdict = Verdict.NOT_ENOUGH_DATA
     needed = None
     if verdict is Verdict.NOT_ENOUGH_DATA:
         needed = _rows_needed(main.difference, main.discordance, rows, margin, alpha, power)
@@ -163,7 +167,7 @@ def compare(
         interval=main.interval,
         p_value=main.p_value,
         mid_p=main.mid_p,
-        smallest_detectable=statistics.smallest_detectable(rows, main.discordance, alpha=alpha, power=power),
+        smallest_detectable=detectable,
         rows_needed=needed,
         wins=main.wins,
         losses=main.losses,
@@ -253,6 +257,8 @@ def describe(c: Comparison, tuned: str, base: str) -> str:
         if c.format_only:
             gain = f"{points(c.format_difference)} of the {points(c.difference)} points are format"
             text += f" But no gain in skill is shown: {gain}."
+        elif c.format_difference >= 0.005:
+            text += f" Of that gain, {points(c.format_difference)} points are format only."
         return text
     if c.verdict is Verdict.HARMED:
         return f"Harmed: {tuned} is worse than {base} by {points(-c.difference)} points, {figures}."
