@@ -1,0 +1,241 @@
+"""The fixed directions that `tiny` and `xs` adapters move along: W ≈ U S Vᵀ, truncated to rank r.
+
+Derived from the base alone and the same everywhere: the SVD is taken in float64 of the dequantised
+weights, whatever number type the base was loaded in; signs and near-equal singular values follow the
+rules below; what is kept, U·S and V, is rounded to bfloat16, far coarser than the float64 rounding in
+which two machines may differ. Known by its fingerprint, computed once per base and cached.
+
+Rules (version 1):
+- sign: the sum of V's column times the Philox stream (module, 0, SIGNS) is positive;
+- singular values within `CLUSTER` of their neighbour (relative to the largest) form a cluster. The
+  columns inside one are not determined by W, so they are replaced by the QR factor of the projection
+  of Philox columns (module, column, CLUSTERS) on the cluster's space, and U·S by W·V.
+
+Knows nothing of vectors, training or files of adapters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whit.adapters.philox import philox_uniform
+from whit.adapters.targets import Target, all_targets
+from whit.errors import BaseError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from whit.bases import Base
+
+RULES = 1
+MAX_RANK = 64
+CLUSTER = 1e-6
+_SIGNS, _CLUSTERS, _START = 0x5349, 0x434C, 0x5354
+_KEY = 0x77686974  # "whit"
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Directions of one base at one rank.
+
+    `outward[i]` is U·S of target i, shape (out, r); `inward[i]` is V, shape (in, r); both bfloat16.
+    """
+
+    rank: int
+    targets: tuple[Target, ...]
+    outward: tuple[torch.Tensor, ...]
+    inward: tuple[torch.Tensor, ...]
+    base_fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex characters over rules, rank, module numbers, shapes and the stored bfloat16 bytes."""
+        cached = self.__dict__.get("_fingerprint")
+        if cached is None:
+            import torch
+
+            digest = hashlib.sha256(f"whit basis {RULES} {self.rank}".encode())
+            for target, us, v in zip(self.targets, self.outward, self.inward, strict=True):
+                digest.update(f"\n{target.index} {us.shape[0]} {v.shape[0]}\n".encode())
+                for part in (us, v):
+                    digest.update(part.contiguous().view(torch.int16).numpy().tobytes())
+            cached = digest.hexdigest()
+            object.__setattr__(self, "_fingerprint", cached)
+        return str(cached)
+
+
+def truncated_svd(weight: Array, rank: int, index: int) -> tuple[Array, Array]:
+    """Canonical U·S, shape (out, r), and V, shape (in, r), of one matrix (out, in); all float64.
+
+    `index` is the module's number in the fixed order. The leading eigenvectors of the smaller Gram matrix
+    are found by ARPACK to machine precision (LAPACK for small matrices, or where ARPACK gives up), so
+    the result does not depend on the method. Raises `UsageError` where the matrix is smaller than `rank`.
+    """
+    W = np.ascontiguousarray(weight, dtype=np.float64)
+    smaller = min(W.shape)
+    if rank > smaller:
+        raise UsageError(
+            f"a basis of rank {rank} needs matrices of at least that size; this base has {smaller}"
+        )
+    spare = min(smaller, rank + 3)
+    V, s = _leading(W, spare)
+    if _cluster_end(s, rank - 1) == spare < smaller:
+        # A cluster may go on beyond what was computed: only the whole spectrum knows where it ends.
+        V, s = _leading(W, smaller)
+    V = _settle(V, s, rank, index)
+    return W @ V, V
+
+
+def _leading(W: Array, count: int) -> tuple[Array, Array]:
+    """The `count` leading right singular vectors (in, count) and values (count,), largest first."""
+    from scipy.linalg import eigh
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    wide = W.shape[1] > W.shape[0]
+    gram = W @ W.T if wide else W.T @ W
+    size = gram.shape[0]
+    vectors: Array | None = None
+    if size > 256 and count <= size // 8:
+        start = philox_uniform(size, key=_KEY, stream=(0, 0, _START), variance=1.0).astype(np.float64)
+        product = LinearOperator(gram.shape, matvec=lambda x: gram @ x, dtype=np.float64)
+        with contextlib.suppress(ArpackNoConvergence):
+            vectors = eigsh(product, k=count, ncv=max(40, 4 * count), tol=0, v0=start, maxiter=500)[1]
+    if vectors is None:
+        vectors = eigh(gram, subset_by_index=[size - count, size - 1], check_finite=False)[1]
+    # The Gram matrix squares the values; taking them again from W keeps the small ones exact.
+    if wide:
+        image = W.T @ vectors
+        s = np.linalg.norm(image, axis=0)
+        vectors = np.linalg.qr(image[:, np.argsort(-s)])[0]
+    else:
+        s = np.linalg.norm(W @ vectors, axis=0)
+        vectors = vectors[:, np.argsort(-s)]
+    return vectors, np.sort(s)[::-1]
+
+
+def _settle(V: Array, s: Array, rank: int, index: int) -> Array:
+    """Apply the rules of cluster and sign to the leading vectors; returns (in, rank)."""
+    width = V.shape[0]
+    settled = V[:, :rank].copy()
+    column = 0
+    while column < rank:
+        end = _cluster_end(s, column)
+        if end > column + 1:
+            inside = V[:, column:end]
+            kept = min(end, rank)
+            fixed = np.stack([_fixed(width, index, at, _CLUSTERS) for at in range(column, kept)], axis=1)
+            settled[:, column:kept] = np.linalg.qr(inside @ (inside.T @ fixed))[0]
+        column = end
+    below = _fixed(width, index, 0, _SIGNS) @ settled < 0
+    return np.ascontiguousarray(np.where(below, -settled, settled))
+
+
+def _cluster_end(s: Array, column: int) -> int:
+    end = column + 1
+    while end < s.shape[0] and s[end - 1] - s[end] <= CLUSTER * s[0]:
+        end += 1
+    return end
+
+
+def _fixed(width: int, index: int, column: int, purpose: int) -> Array:
+    """A float64 column (width,) that is the same everywhere."""
+    return philox_uniform(width, key=_KEY, stream=(index, column, purpose), variance=1.0).astype(np.float64)
+
+
+def compute_basis(base: Base, rank: int) -> Basis:
+    """The basis of every adaptable module of `base`. Takes seconds; see `basis_of` for the cached one."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    if not 1 <= rank <= MAX_RANK:
+        raise UsageError(f"--rank: between 1 and {MAX_RANK}, not {rank}")
+    targets = all_targets(name for name, _ in base.model.named_modules())
+    if not targets:
+        raise BaseError(f"base {base.name}: no projection that whit can adapt was found in it")
+
+    def directions(target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = base.weight(target.name).numpy()
+        if not np.isfinite(weight).all():
+            raise BaseError(
+                f"base {base.name}: {target.name} holds NaN or infinite weights; fetch the base again"
+            )
+        us, v = truncated_svd(weight, rank, target.index)
+        return torch.from_numpy(us).to(torch.bfloat16), torch.from_numpy(v).to(torch.bfloat16)
+
+    # One matrix a core: BLAS gains little from two cores on matrices of this size.
+    workers = max(1, min(8, os.cpu_count() or 1))
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+        pairs = list(pool.map(directions, targets))
+    return Basis(
+        rank=rank,
+        targets=targets,
+        outward=tuple(us.contiguous() for us, _ in pairs),
+        inward=tuple(v.contiguous() for _, v in pairs),
+        base_fingerprint=base.fingerprint,
+    )
+
+
+def basis_of(base: Base, rank: int) -> Basis:
+    """The basis of `base` at `rank`, from the cache folder where it is there and whole."""
+    path = _cache_path(base.fingerprint, rank)
+    cached = load_basis(path, base_fingerprint=base.fingerprint) if path.is_file() else None
+    if cached is not None and cached.rank == rank:
+        return cached
+    basis = compute_basis(base, rank)
+    with contextlib.suppress(StorageError):  # a cache that cannot be written costs seconds, no more
+        save_basis(basis, path)
+    return basis
+
+
+def _cache_path(base_fingerprint: str, rank: int) -> Path:
+    from whit.files import cache_folder
+
+    return cache_folder() / "bases" / base_fingerprint[:32] / f"basis-{RULES}-r{rank}.safetensors"
+
+
+def save_basis(basis: Basis, path: str | Path) -> None:
+    """Write a basis as one safetensors file. Raises `StorageError`."""
+    from safetensors.torch import save
+
+    from whit.files import atomic_write
+
+    tensors = {}
+    for target, us, v in zip(basis.targets, basis.outward, basis.inward, strict=True):
+        tensors[f"{target.name}.US"] = us
+        tensors[f"{target.name}.V"] = v
+    about = {"rules": str(RULES), "rank": str(basis.rank), "base": basis.base_fingerprint}
+    atomic_write(path, save(tensors, metadata={**about, "fingerprint": basis.fingerprint}))
+
+
+def load_basis(path: str | Path, *, base_fingerprint: str) -> Basis | None:
+    """Read a basis back; None where the file is damaged, of other rules, or of another base."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("rules") != str(RULES) or about.get("base") != base_fingerprint:
+                return None
+            names = [key.removesuffix(".V") for key in file.keys() if key.endswith(".V")]  # noqa: SIM118
+            targets = all_targets(names)
+            basis = Basis(
+                rank=int(about["rank"]),
+                targets=targets,
+                outward=tuple(file.get_tensor(f"{target.name}.US") for target in targets),
+                inward=tuple(file.get_tensor(f"{target.name}.V") for target in targets),
+                base_fingerprint=base_fingerprint,
+            )
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
+    return basis if basis.fingerprint == about.get("fingerprint") else None

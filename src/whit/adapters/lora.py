@@ -1,0 +1,201 @@
+"""LoRA adapters as PEFT folders: safetensors only, with a config that is checked before PEFT sees it.
+
+`LoraWeights` are the tensors and settings of such a folder. Sizes are checked before anything is
+allocated; keys of the config are taken by allow-list, so that nothing in a folder can ask for code or for
+another way of training. Knows nothing of the compact file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whit.adapters.targets import Target
+from whit.errors import DamagedAdapter
+from whit.files import atomic_write
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+_LARGEST_CONFIG, _LARGEST_WEIGHTS = 1 << 20, 4 << 30
+_PREFIX = "base_model.model."
+# Settings that change what a LoRA computes, and the only values of them that whit reads.
+_REFUSED = {
+    "use_dora": (False, None),
+    "use_rslora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "trainable_token_indices": (None,),
+    "layer_replication": (None,),
+    "target_parameters": (None, []),
+    "auto_mapping": (None,),
+    "use_qalora": (False, None),
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+}
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """One LoRA: `A[name]` of shape (r, in) and `B[name]` of shape (out, r) for each module name.
+
+    The adapted matrix is W + (alpha / rank) B A. `base` is whit's fingerprint of the base, empty if unknown.
+    """
+
+    rank: int
+    alpha: float
+    A: Mapping[str, torch.Tensor]
+    B: Mapping[str, torch.Tensor]
+    base: str = ""
+    base_name: str = ""
+    dropout: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+    @property
+    def numbers(self) -> int:
+        """How many trained numbers there are."""
+        return sum(part.numel() for part in (*self.A.values(), *self.B.values()))
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the trained numbers alone."""
+        return sum(part.numel() * part.element_size() for part in (*self.A.values(), *self.B.values()))
+
+    @property
+    def number_type(self) -> str:
+        """The type that the tensors are stored in."""
+        return str(next(iter(self.A.values())).dtype).removeprefix("torch.")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LoraWeights:
+        """Read a PEFT folder. Raises `DamagedAdapter` with the reason."""
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(folder)
+        config = _read_config(path)
+        weights = path / WEIGHTS_NAME
+        if not weights.is_file():
+            pickled = (path / "adapter_model.bin").exists()
+            raise DamagedAdapter(
+                f"{path}: there is no {WEIGHTS_NAME}"
+                + (
+                    "; adapter_model.bin is a pickled file, which can run code when read, and is refused"
+                    if pickled
+                    else ""
+                )
+            )
+        if weights.stat().st_size > _LARGEST_WEIGHTS:
+            raise DamagedAdapter(
+                f"{weights}: {weights.stat().st_size} bytes; at most {_LARGEST_WEIGHTS} are read"
+            )
+        A: dict[str, torch.Tensor] = {}
+        B: dict[str, torch.Tensor] = {}
+        try:
+            with safe_open(str(weights), framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    name, side = _parse_key(key, weights)
+                    (A if side == "A" else B)[name] = file.get_tensor(key)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DamagedAdapter(f"{weights}: not a whole safetensors file ({error})") from error
+        rank = int(config["r"])
+        for name in A.keys() | B.keys():
+            if name not in A or name not in B or A[name].shape[0] != rank or B[name].shape[-1] != rank:
+                raise DamagedAdapter(f"{weights}: the tensors of {name} do not make a LoRA of rank {rank}")
+            if not bool(A[name].isfinite().all() and B[name].isfinite().all()):
+                raise DamagedAdapter(f"{weights}: {name} holds NaN or infinite numbers")
+        if not A:
+            raise DamagedAdapter(f"{weights}: there is no tensor in it")
+        return cls(
+            rank=rank,
+            alpha=float(config.get("lora_alpha", rank)),
+            A=A,
+            B=B,
+            base=str(config.get("whit_base_fingerprint") or ""),
+            base_name=str(config.get("base_model_name_or_path") or ""),
+            dropout=float(config.get("lora_dropout") or 0.0),
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder that `PeftModel.from_pretrained` reads. Raises `StorageError`."""
+        from safetensors.torch import save
+
+        path = Path(folder)
+        tensors = {}
+        for name in sorted(self.A):
+            tensors[f"{_PREFIX}{name}.lora_A.weight"] = self.A[name].contiguous()
+            tensors[f"{_PREFIX}{name}.lora_B.weight"] = self.B[name].contiguous()
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.base_name,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": sorted(self.A),
+            "bias": "none",
+            "inference_mode": True,
+            "whit_base_fingerprint": self.base,
+        }
+        atomic_write(path / WEIGHTS_NAME, save(tensors, metadata={"format": "pt"}))
+        # The config comes last: a folder that has one is whole.
+        atomic_write(path / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+        return path / WEIGHTS_NAME
+
+    def targets_in(self, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        """Those of a base's targets that this LoRA adapts. Raises `DamagedAdapter` where it names others."""
+        known = {target.name for target in targets}
+        strange = sorted(set(self.A) - known)
+        if strange:
+            raise DamagedAdapter(f"this LoRA adapts {strange[0]}, which is no projection of the base")
+        return tuple(target for target in targets if target.name in self.A)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    if path.stat().st_size > _LARGEST_CONFIG:
+        raise DamagedAdapter(
+            f"{path}: {path.stat().st_size} bytes; a LoRA's settings have at most {_LARGEST_CONFIG}"
+        )
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise DamagedAdapter(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise DamagedAdapter(f"{path}: peft_type is {kind!r}; whit reads LORA here")
+    if "auto_map" in config:
+        raise DamagedAdapter(f"{path}: auto_map asks to run code from the folder; whit never does")
+    for key, allowed in _REFUSED.items():
+        if key in config and config[key] not in allowed:
+            raise DamagedAdapter(
+                f"{path}: {key} = {config[key]!r} is not supported; retrain or merge the adapter without it"
+            )
+    rank = config.get("r")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 4096:
+        raise DamagedAdapter(f"{path}: r = {rank!r} is no rank")
+    alpha = config.get("lora_alpha", rank)
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < 1e6:
+        raise DamagedAdapter(f"{path}: lora_alpha = {alpha!r} is no number that scales a LoRA")
+    return config
+
+
+def _parse_key(key: str, path: Path) -> tuple[str, str]:
+    name = key.removeprefix(_PREFIX)
+    for side in ("A", "B"):
+        suffix = f".lora_{side}.weight"
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), side
+    raise DamagedAdapter(f"{path}: the tensor {key} belongs to no plain LoRA")
