@@ -36,11 +36,11 @@ def atomic_open(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     encoding = None if "b" in mode else "utf-8"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, mode, encoding=encoding) as handle:
+        with aside.open(mode, encoding=encoding) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        os.replace(aside, target)
+        aside.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, str(error))

@@ -65,9 +65,7 @@ class Adapter:
     def from_bytes(cls, content: bytes) -> Adapter:
         """Read a compact file's bytes. Raises `DamagedAdapter`."""
         held = compact.unpack(content)
-        return cls(
-            held.spec.kind, held.base, held.basis, held.spec, held.vector, held.number_type, held.layers
-        )
+        return cls(held.spec.kind, held.base, held.basis, held.spec, held.vector, held.number_type, held.layers)
 
     @classmethod
     def from_text(cls, text: str) -> Adapter:
@@ -90,9 +88,7 @@ class Adapter:
         if path.is_dir():
             return cls._from_folder(path)
         if not path.is_file():
-            raise AdapterError(
-                f"{path}: no adapter there; give a file, a folder made by `whit train`, or a text form"
-            )
+            raise AdapterError(f"{path}: no adapter there; give a file, a folder made by `whit train`, or a text form")
         if path.stat().st_size > _LARGEST_FILE:
             raise DamagedAdapter(f"{path}: {path.stat().st_size} bytes, more than any compact adapter has")
         try:

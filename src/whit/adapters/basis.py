@@ -85,9 +85,7 @@ def truncated_svd(weight: Array, rank: int, index: int) -> tuple[Array, Array]:
     W = np.ascontiguousarray(weight, dtype=np.float64)
     smaller = min(W.shape)
     if rank > smaller:
-        raise UsageError(
-            f"a basis of rank {rank} needs matrices of at least that size; this base has {smaller}"
-        )
+        raise UsageError(f"a basis of rank {rank} needs matrices of at least that size; this base has {smaller}")
     spare = min(smaller, rank + 3)
     V, s = _leading(W, spare)
     if _cluster_end(s, rank - 1) == spare < smaller:
@@ -167,9 +165,7 @@ def compute_basis(base: Base, rank: int) -> Basis:
     def directions(target: Target) -> tuple[torch.Tensor, torch.Tensor]:
         weight = base.weight(target.name).numpy()
         if not np.isfinite(weight).all():
-            raise BaseError(
-                f"base {base.name}: {target.name} holds NaN or infinite weights; fetch the base again"
-            )
+            raise BaseError(f"base {base.name}: {target.name} holds NaN or infinite weights; fetch the base again")
         us, v = truncated_svd(weight, rank, target.index)
         return torch.from_numpy(us).to(torch.bfloat16), torch.from_numpy(v).to(torch.bfloat16)
 

@@ -114,16 +114,12 @@ def pack(
 def unpack(content: bytes) -> Compact:
     """Read a compact file. Raises `DamagedAdapter`, with the reason, for anything that `pack` did not write."""
     if len(content) > _MAX_BYTES:
-        raise DamagedAdapter(
-            f"not a whit adapter: {len(content)} bytes, more than the {_MAX_BYTES} any could have"
-        )
+        raise DamagedAdapter(f"not a whit adapter: {len(content)} bytes, more than the {_MAX_BYTES} any could have")
     if content[:4] != MAGIC:
         raise DamagedAdapter("not a whit adapter: it does not begin with the letters whit")
     if len(content) < _HEADER.size + 4:
         raise DamagedAdapter(f"the adapter is truncated: {len(content)} bytes, fewer than any whole one has")
-    _, version, kind, number, rank, mask, layers, seed, groups, numbers, base, basis = _HEADER.unpack_from(
-        content
-    )
+    _, version, kind, number, rank, mask, layers, seed, groups, numbers, base, basis = _HEADER.unpack_from(content)
     if version != VERSION:
         raise DamagedAdapter(f"the adapter is of format version {version}; this whit reads version {VERSION}")
     names = {code: name for name, code in _KIND_CODES.items()}
@@ -140,9 +136,7 @@ def unpack(content: bytes) -> Compact:
     if len(content) != end + 4:
         raise DamagedAdapter(f"the adapter has {len(content)} bytes where its header calls for {end + 4}")
     if struct.unpack_from("<I", content, end)[0] != zlib.crc32(content[:end]):
-        raise DamagedAdapter(
-            "the adapter's checksum is wrong: it was damaged on its way; fetch or copy it again"
-        )
+        raise DamagedAdapter("the adapter's checksum is wrong: it was damaged on its way; fetch or copy it again")
     if targets and max(targets) >= layers * len(PROJECTIONS):
         raise DamagedAdapter(f"the adapter names module {max(targets)} of a base with {layers} layers")
     vector = _unpack(content[start:end], types[number])
@@ -168,9 +162,7 @@ def from_text(text: str) -> bytes:
     if len(body) > _MAX_BYTES * 4 // 3 + 4:
         raise DamagedAdapter(f"the text form has {len(body)} characters, more than any adapter's")
     try:
-        content = base64.b64decode(
-            body.encode("ascii") + b"=" * (-len(body) % 4), altchars=b"-_", validate=True
-        )
+        content = base64.b64decode(body.encode("ascii") + b"=" * (-len(body) % 4), altchars=b"-_", validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:
         raise DamagedAdapter(f"the text form is damaged: {error}") from error
     if to_text(content) != text:
@@ -218,7 +210,5 @@ def _read_map(content: bytes, start: int) -> tuple[tuple[int, ...], int]:
     length = struct.unpack_from("<H", content, start)[0]
     if length > 8192 or len(content) < start + 2 + length:
         raise DamagedAdapter("the adapter is truncated within its map of modules")
-    bits = np.unpackbits(
-        np.frombuffer(content, dtype=np.uint8, count=length, offset=start + 2), bitorder="little"
-    )
+    bits = np.unpackbits(np.frombuffer(content, dtype=np.uint8, count=length, offset=start + 2), bitorder="little")
     return tuple(int(place) for place in np.flatnonzero(bits)), start + 2 + length

@@ -63,9 +63,7 @@ class Slots:
         self._names: list[str] = []
         for index in targets:
             if index not in by_index:
-                raise AdapterError(
-                    f"the adapter moves module {index}, which the basis of this base does not have"
-                )
+                raise AdapterError(f"the adapter moves module {index}, which the basis of this base does not have")
             place = by_index[index]
             name = basis.targets[place].name
             linear = model.get_submodule(name)
@@ -73,7 +71,7 @@ class Slots:
                 raise AdapterError(f"{name} is already adapted; detach the other adapter first")
             self._names.append(name)
             self._layers.append(AdaptedLinear(linear, basis.outward[place], basis.inward[place]))
-        self._swap({name: layer for name, layer in zip(self._names, self._layers, strict=True)})
+        self._swap(dict(zip(self._names, self._layers, strict=True)))
 
     def set(self, R: torch.Tensor | None) -> None:
         """R of shape (modules, r, r) or (modules, rows, r, r), or None for the bare base."""

@@ -98,9 +98,7 @@ class LoraWeights:
                 )
             )
         if weights.stat().st_size > _LARGEST_WEIGHTS:
-            raise DamagedAdapter(
-                f"{weights}: {weights.stat().st_size} bytes; at most {_LARGEST_WEIGHTS} are read"
-            )
+            raise DamagedAdapter(f"{weights}: {weights.stat().st_size} bytes; at most {_LARGEST_WEIGHTS} are read")
         A: dict[str, torch.Tensor] = {}
         B: dict[str, torch.Tensor] = {}
         try:
@@ -166,9 +164,7 @@ class LoraWeights:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if path.stat().st_size > _LARGEST_CONFIG:
-        raise DamagedAdapter(
-            f"{path}: {path.stat().st_size} bytes; a LoRA's settings have at most {_LARGEST_CONFIG}"
-        )
+        raise DamagedAdapter(f"{path}: {path.stat().st_size} bytes; a LoRA's settings have at most {_LARGEST_CONFIG}")
     try:
         config = json.loads(path.read_text("utf-8"))
     except (ValueError, OSError) as error:

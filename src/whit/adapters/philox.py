@@ -40,9 +40,7 @@ def philox_words(count: int, *, key: int, stream: tuple[int, int, int]) -> NDArr
     return np.stack([c0, c1, c2, c3], axis=1).reshape(-1)[:count].astype(np.uint32)
 
 
-def philox_uniform(
-    count: int, *, key: int, stream: tuple[int, int, int], variance: float
-) -> NDArray[np.float32]:
+def philox_uniform(count: int, *, key: int, stream: tuple[int, int, int], variance: float) -> NDArray[np.float32]:
     """Numbers uniform on (-a, a) with the given variance, symmetric and never zero. Shape: (count,), float32.
 
     Each is `(2w + 1 - 2**32) / 2**32 * sqrt(3 * variance)` in float64, rounded once to float32: only
@@ -50,4 +48,5 @@ def philox_uniform(
     """
     words = philox_words(count, key=key, stream=stream).astype(np.float64)
     centred = (2.0 * words + 1.0 - 4294967296.0) / 4294967296.0
-    return (centred * np.sqrt(3.0 * variance)).astype(np.float32)
+    numbers: NDArray[np.float32] = (centred * np.sqrt(3.0 * variance)).astype(np.float32)
+    return numbers

@@ -24,9 +24,7 @@ PROJECTIONS = (
     "mlp.down_proj",
 )
 SHORT_NAMES = tuple(name.split(".")[1] for name in PROJECTIONS)
-_MODULE = re.compile(
-    r"^(?P<head>.*\blayers)\.(?P<layer>\d+)\.(?P<projection>" + "|".join(PROJECTIONS) + r")$"
-)
+_MODULE = re.compile(r"^(?P<head>.*\blayers)\.(?P<layer>\d+)\.(?P<projection>" + "|".join(PROJECTIONS) + r")$")
 
 
 @dataclass(frozen=True)

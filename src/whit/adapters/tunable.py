@@ -118,9 +118,7 @@ class BoundLora(Bound):
 
         self._base, self.rank, self.alpha, self.dropout = base, rank, alpha, dropout
         self._names = [target.name for target in targets]
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=self._names, bias="none"
-        )
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=self._names, bias="none")
         flags = {name: parameter.requires_grad for name, parameter in base.model.named_parameters()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -167,14 +165,8 @@ class BoundLora(Bound):
 
     def export(self) -> Adapter:
         """The adapter as it would be stored: PEFT's tensors in bfloat16."""
-        A = {
-            name: layer.lora_A["default"].weight
-            for name, layer in zip(self._names, self._layers, strict=True)
-        }
-        B = {
-            name: layer.lora_B["default"].weight
-            for name, layer in zip(self._names, self._layers, strict=True)
-        }
+        A = {name: layer.lora_A["default"].weight for name, layer in zip(self._names, self._layers, strict=True)}
+        B = {name: layer.lora_B["default"].weight for name, layer in zip(self._names, self._layers, strict=True)}
         weights = LoraWeights(
             rank=self.rank,
             alpha=self.alpha,

@@ -52,9 +52,7 @@ class VectorSpec:
         if self.kind == "xs" and (self.groups, self.numbers) != (modules, modules * square):
             raise UsageError(f"xs of rank {self.rank} on {modules} modules has {modules * square} numbers")
         if self.kind == "tiny" and (not 1 <= self.groups <= modules or self.numbers % self.groups):
-            raise UsageError(
-                f"{self.numbers} numbers cannot be shared by {self.groups} groups of {modules} modules"
-            )
+            raise UsageError(f"{self.numbers} numbers cannot be shared by {self.groups} groups of {modules} modules")
 
     @property
     def u(self) -> int:
@@ -106,8 +104,7 @@ def nearest_budgets(numbers: int, modules: int, square: int, groups: int | None 
     def reachable(candidate: int) -> bool:
         choices = [groups] if groups else range(1, min(candidate, modules) + 1)
         return any(
-            candidate % choice == 0 and candidate // choice <= (modules // choice) * square
-            for choice in choices
+            candidate % choice == 0 and candidate // choice <= (modules // choice) * square for choice in choices
         )
 
     ceiling = modules * square
@@ -145,17 +142,13 @@ class Expansion:
 
         spec = self.spec
         if v.shape[-1] != spec.numbers or v.dim() not in (1, 2):
-            raise ValueError(
-                f"v has shape {tuple(v.shape)}; ({spec.numbers},) or (rows, {spec.numbers}) is needed"
-            )
+            raise ValueError(f"v has shape {tuple(v.shape)}; ({spec.numbers},) or (rows, {spec.numbers}) is needed")
         rows = v.float().reshape(-1, spec.groups, spec.u)
         if self._P is None:
             R = rows.reshape(-1, len(spec.targets), spec.rank, spec.rank).transpose(0, 1)
         elif spec.groups == 1:
             modules = len(spec.targets)
-            R = (rows[:, 0] @ self._P.transpose(0, 1).reshape(spec.u, -1)).reshape(
-                -1, modules, spec.rank, spec.rank
-            )
+            R = (rows[:, 0] @ self._P.transpose(0, 1).reshape(spec.u, -1)).reshape(-1, modules, spec.rank, spec.rank)
             R = R.transpose(0, 1)
         else:
             R = torch.einsum("bmu,mujk->mbjk", rows[:, self._group], self._P)
