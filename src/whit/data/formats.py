@@ -210,9 +210,7 @@ def _parse(text: str) -> Any:
 
 def _mapping(path: Path, place: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(
-            f"{path}, {place}: a row must be a JSON object with named columns, not {_json_type(value)}"
-        )
+        raise DataError(f"{path}, {place}: a row must be a JSON object with named columns, not {_json_type(value)}")
     if len(value) > MAX_COLUMNS:
         raise DataError(f"{path}, {place}: {len(value):,} columns, more than {MAX_COLUMNS:,}")
     return value
@@ -346,9 +344,7 @@ def _folder(path: Path) -> Iterator[Record]:
             for record in _parquet(file, file.stat().st_size)
         )
     names = ", ".join(sorted(entry.name for entry in islice(path.iterdir(), 8))) or "nothing"
-    raise DataError(
-        f"{path}: not a folder that `datasets` saved (it holds {names}); give a file, or such a folder"
-    )
+    raise DataError(f"{path}: not a folder that `datasets` saved (it holds {names}); give a file, or such a folder")
 
 
 def _saved(path: Path) -> Iterator[Record]:

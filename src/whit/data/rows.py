@@ -128,9 +128,7 @@ def read(
     columns: _Columns | None = None
     for record in read_records(path, limit):
         if columns is None:
-            columns = _Columns.find(
-                path, record, prompt_column, completion_column, group_column, require_completion
-            )
+            columns = _Columns.find(path, record, prompt_column, completion_column, group_column, require_completion)
         rows.append(columns.row(record))
     if columns is None:
         raise DataError(f"{path}: no rows; whit needs at least one under the header or on the first line")
@@ -221,9 +219,7 @@ class _Columns:
         system = lower.get("system")
         system = None if system in (prompt, completion) or is_chat else system
         identity = next((lower[name] for name in ID_NAMES if name in lower), None)
-        return cls(
-            path, prompt, completion, is_chat, instruction, system, group, identity, tuple(guessed), required
-        )
+        return cls(path, prompt, completion, is_chat, instruction, system, group, identity, tuple(guessed), required)
 
     def notes(self) -> list[str]:
         return [f"{self.path.name}: {note}" for note in self.guessed]
@@ -234,13 +230,9 @@ class _Columns:
             answer = self._answer(record, self.completion)
         if self.required:
             if not answer.strip():
-                self._fail(
-                    record, "the answer is empty; fill it in, or remove such rows with `whit check --fix`"
-                )
+                self._fail(record, "the answer is empty; fill it in, or remove such rows with `whit check --fix`")
             if not any(turn.content.strip() for turn in turns):
-                self._fail(
-                    record, "the prompt is empty; fill it in, or remove such rows with `whit check --fix`"
-                )
+                self._fail(record, "the prompt is empty; fill it in, or remove such rows with `whit check --fix`")
         group = self._text(record, self.group, "group") if self.group else None
         used = {self.prompt, self.completion, self.instruction, self.system, self.group, self.id}
         extra = MappingProxyType({key: value for key, value in record.values.items() if key not in used})

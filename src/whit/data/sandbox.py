@@ -108,9 +108,7 @@ def _stop() -> None:
 atexit.register(_stop)
 
 
-def render(
-    source: str, jobs: Sequence[dict[str, Any]], *, seconds: float = SECONDS
-) -> list[str | TemplateError]:
+def render(source: str, jobs: Sequence[dict[str, Any]], *, seconds: float = SECONDS) -> list[str | TemplateError]:
     """Render `source` once for each job's variables; a job that fails has its failure in its place.
 
     Raises `TemplateError` where the source is too long. The variables must be plain JSON values.

@@ -52,9 +52,7 @@ def split_rows(
     if not rows:
         raise DataError("there are no rows to split")
     if len(rows) == 1:
-        raise DataError(
-            f"{rows[0].place}: there is one row; tuning needs rows to learn from and others to prove with"
-        )
+        raise DataError(f"{rows[0].place}: there is one row; tuning needs rows to learn from and others to prove with")
     if validation + test > 0:
         _need_answers(rows, "every row has")
     sets = _sets(rows, similarity if near_duplicates else None)

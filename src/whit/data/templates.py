@@ -81,9 +81,9 @@ class Template:
         else it stands before the first user turn. `examples` come first, as earlier turns. Raises
         `TemplateError`, a `DataError`, where the template refuses the turns or goes beyond its limits.
         """
-        answer = self.render_many(
-            [tuple(turns)], instruction=instruction, examples=examples, completions=[completion]
-        )[0]
+        answer = self.render_many([tuple(turns)], instruction=instruction, examples=examples, completions=[completion])[
+            0
+        ]
         if isinstance(answer, sandbox.TemplateError):
             raise answer
         return answer
@@ -100,8 +100,7 @@ class Template:
         answers = completions if completions is not None else [None] * len(many)
         if self.source is None:
             return [
-                self._plain(turns, instruction, examples, answer)
-                for turns, answer in zip(many, answers, strict=True)
+                self._plain(turns, instruction, examples, answer) for turns, answer in zip(many, answers, strict=True)
             ]
         jobs = []
         for turns, answer in zip(many, answers, strict=True):
@@ -111,9 +110,7 @@ class Template:
             jobs.append(self._variables(said, answer is None))
         return sandbox.render(self.source, jobs)
 
-    def _conversation(
-        self, turns: Sequence[Turn], instruction: str | None, examples: Sequence[Row]
-    ) -> list[Turn]:
+    def _conversation(self, turns: Sequence[Turn], instruction: str | None, examples: Sequence[Row]) -> list[Turn]:
         standing = [instruction] if instruction else []
         standing += [turn.content for turn in turns if turn.role == "system"]
         said: list[Turn] = []

@@ -1,0 +1,127 @@
+"""`whit check`: what is wrong with my data, by row, before anything is tuned on it.
+
+Promises a report of every kind in `whit.data.problem.KINDS`, the same as text and as JSON, and with `fix` a
+cleaned copy with a list of each change. The file that was read is never written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whit.data.checking import check_rows
+from whit.data.fixing import fix_rows, write_rows
+from whit.data.problem import KINDS, Problem
+from whit.data.rows import Row, read
+from whit.errors import UsageError
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What was found: the number of rows, the problems, what reading assumed, and what `fix` changed."""
+
+    path: str
+    rows: int
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
+    fixed: str | None = None
+    kept: int | None = None
+    changes: tuple[str, ...] = ()
+
+    @property
+    def serious(self) -> bool:
+        """Whether any problem is one that tuning must not go on with."""
+        return any(problem.serious for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `whit check --json`: `rows` and `problems`, each with `kind`, `ids`, `message`."""
+        document: dict[str, Any] = {
+            "rows": self.rows,
+            "problems": [
+                {"kind": p.kind, "ids": list(p.ids), "message": p.message, "serious": p.serious} for p in self.problems
+            ],
+            "notes": list(self.notes),
+        }
+        if self.fixed is not None:
+            document["fix"] = {"path": self.fixed, "rows": self.kept, "changes": list(self.changes)}
+        return document
+
+    def to_text(self, most: int = _SHOWN) -> str:
+        """A report to read: each kind with its count and at most `most` of its problems."""
+        lines = [f"{self.path}: {self.rows:,} rows"]
+        lines += [f"  note: {note}" for note in self.notes]
+        kinds: dict[str, list[Problem]] = {}
+        for problem in self.problems:
+            kinds.setdefault(problem.kind, []).append(problem)
+        for kind, found in kinds.items():
+            rows = len({identity for problem in found for identity in problem.ids})
+            mark = "!" if found[0].serious else "-"
+            lines.append(f"{mark} {kind}: {KINDS[kind]} ({rows:,} row{'s' * (rows != 1)})")
+            lines += [f"    {problem.message}" for problem in found[:most]]
+            if len(found) > most:
+                lines.append(f"    … and {len(found) - most:,} more; --json lists all")
+        if not kinds:
+            lines.append("nothing wrong was found")
+        elif not self.serious:
+            lines.append("nothing serious (!) was found")
+        if self.fixed is not None:
+            lines.append(f"{self.fixed}: {self.kept:,} rows, {len(self.changes):,} changes")
+            lines += [f"    {change}" for change in self.changes]
+        return "\n".join(lines)
+
+
+def check(
+    data: str | Path,
+    *,
+    against: tuple[str | Path, ...] = (),
+    fix: str | Path | None = None,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    group_column: str | None = None,
+    base: str | None = None,
+    instruction: str | None = None,
+) -> CheckResult:
+    """Check the rows of `data`, also against other splits, and write a cleaned copy to `fix`.
+
+    With a `base` each row's length is counted in its tokens, under its chat template. Raises `DataError`
+    where the file cannot be read at all, and `UsageError` where `fix` would overwrite what was read.
+    """
+    for path in (data, *against):
+        if fix is not None and Path(fix).resolve() == Path(path).resolve():
+            raise UsageError(f"--fix {fix} would overwrite the data; name another file")
+    reading = read(
+        data,
+        prompt_column=prompt_column,
+        completion_column=completion_column,
+        group_column=group_column,
+        require_completion=False,
+    )
+    rows = list(reading.rows)
+    notes = list(reading.notes)
+    splits: dict[str, list[Row]] = {}
+    for path in against:
+        # The same columns, where they were named; another split may still call them otherwise.
+        other = read(path, prompt_column=prompt_column, completion_column=completion_column, require_completion=False)
+        splits[str(path)] = list(other.rows)
+        notes += other.notes
+    tokens, context = _counter(base, rows, instruction) if base else (None, None)
+    problems = check_rows(rows, context_tokens=tokens, context=context, splits=splits)
+    if fix is None:
+        return CheckResult(str(data), len(rows), tuple(problems), tuple(notes))
+    kept, changes = fix_rows(rows, problems)
+    write_rows(fix, kept)
+    return CheckResult(str(data), len(rows), tuple(problems), tuple(notes), str(fix), len(kept), tuple(changes))
+
+
+def _counter(base: str, rows: list[Row], instruction: str | None) -> tuple[Callable[[Row], int], int]:
+    from whit.bases import load_base
+    from whit.data.templates import encode_rows
+
+    loaded = load_base(base)
+    encoded = encode_rows(rows, loaded.template, loaded.encode, stop_id=loaded.stop_ids[0], instruction=instruction)
+    lengths = {item.row.id: len(item.prompt_ids) + len(item.completion_ids) for item in encoded}
+    return lambda row: lengths[row.id], loaded.context
