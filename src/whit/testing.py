@@ -128,7 +128,8 @@ def write_tokenizer(folder: str | Path, *, vocab: int = 384, context: int = 256)
         "chat_template": CHATML,
     }
     (target / "tokenizer_config.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
-    return {token: int(tokenizer.token_to_id(token)) for token in special}
+    vocabulary = tokenizer.get_vocab()
+    return {token: vocabulary[token] for token in special}
 
 
 def tiny_base(folder: str | Path | None = None, *, dtype: str = "float32", **shape: Any) -> Base:

@@ -9,10 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from whit.bases.listing import BaseInfo, list_bases
     from whit.bases.load import Base, load_base
+    from whit.bases.names import Reference, resolve
+    from whit.bases.pulling import pull
 
-_WHERE = {"Base": "load", "load_base": "load"}
-__all__ = ["Base", "load_base"]
+_WHERE = {
+    "Base": "load",
+    "BaseInfo": "listing",
+    "Reference": "names",
+    "list_bases": "listing",
+    "load_base": "load",
+    "pull": "pulling",
+    "resolve": "names",
+}
+__all__ = ["Base", "BaseInfo", "Reference", "list_bases", "load_base", "pull", "resolve"]
 
 
 def __getattr__(name: str) -> Any:

@@ -45,14 +45,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 _BY_GGUF = {item.gguf: item for item in ARCHITECTURES.values() if item.gguf}
 
 #: configuration keys that are believed; every other key of a config.json is left unread
-CONFIG_KEYS = frozenset(
-    """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+_CONFIG_KEYS = """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
     head_dim hidden_act hidden_activation max_position_embeddings initializer_range rms_norm_eps
     tie_word_embeddings rope_theta rope_scaling rope_parameters rope_local_base_freq attention_bias mlp_bias
     attention_dropout bos_token_id eos_token_id pad_token_id sliding_window use_sliding_window
     max_window_layers layer_types sliding_window_pattern _sliding_window_pattern query_pre_attn_scalar
-    final_logit_softcapping attn_logit_softcapping no_rope_layers no_rope_layer_interval""".split()
-)
+    final_logit_softcapping attn_logit_softcapping no_rope_layers no_rope_layer_interval"""
+CONFIG_KEYS = frozenset(_CONFIG_KEYS.split())
 #: (key, least, most): bounds that no base of today leaves, so that no number can exhaust the machine
 _BOUNDS = [
     ("vocab_size", 1, 4_000_000),
@@ -114,7 +114,10 @@ def check_bounds(config: Mapping[str, Any], where: object) -> None:
 
 
 def gguf_config(
-    architecture: Architecture, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: object
+    architecture: Architecture,
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    where: object,
 ) -> dict[str, Any]:
     """A transformers configuration from GGUF metadata. `shapes` are the file's. Raises `BaseError`."""
     prefix = architecture.gguf

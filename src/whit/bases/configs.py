@@ -14,7 +14,14 @@ from whit.bases.architectures import CONFIG_KEYS, Architecture, architecture_of,
 from whit.errors import BaseError
 
 MAX_JSON = 64 * 1024 * 1024
-_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "custom_code", "use_kernels", "kernel_config")
+_CODE_KEYS = (
+    "auto_map",
+    "custom_pipelines",
+    "trust_remote_code",
+    "custom_code",
+    "use_kernels",
+    "kernel_config",
+)
 _ATTENTION_KEYS = ("_attn_implementation", "attn_implementation", "_attn_implementation_internal")
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flex_attention")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -23,7 +30,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 def read_json(path: Path, *, most: int = MAX_JSON) -> dict[str, Any]:
     """A JSON object from a file of bounded size. Raises `BaseError`."""
     try:
-        with open(path, "rb") as handle:
+        with path.open("rb") as handle:
             content = handle.read(most + 1)
         if len(content) > most:
             raise BaseError(f"{path} is larger than {most} bytes, which no such file of a base is.")
@@ -45,8 +52,8 @@ def refuse_code(value: Any, where: Path, depth: int = 0) -> None:
         for key, inner in value.items():
             if key in _CODE_KEYS and inner not in (None, False, {}, []):
                 raise BaseError(
-                    f"{where} asks for code of its own ({key!r}); whit never runs code that comes with a base. "
-                    "Use a base of a supported architecture."
+                    f"{where} asks for code of its own ({key!r}); whit never runs code that comes with a "
+                    "base. Use a base of a supported architecture."
                 )
             if key in _ATTENTION_KEYS and inner not in _ATTENTION:
                 raise BaseError(f"{where} names the attention code {inner!r}; whit never loads code for a base.")
@@ -61,8 +68,8 @@ def folder_config(folder: Path) -> tuple[Architecture, dict[str, Any]]:
     path = folder / "config.json"
     if not path.is_file():
         raise BaseError(
-            f"{folder} is not a base: it has no config.json. Give a transformers folder, a .gguf file or a name "
-            "from `whit bases`."
+            f"{folder} is not a base: it has no config.json. Give a transformers folder, a .gguf file or a "
+            "name from `whit bases`."
         )
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         if (folder / name).is_file():
@@ -70,7 +77,9 @@ def folder_config(folder: Path) -> tuple[Architecture, dict[str, Any]]:
     raw = read_json(path)
     architecture = architecture_of(raw.get("model_type"), path)
     if raw.get("quantization_config"):
-        raise BaseError(f"{path}: this folder's weights are already quantised, which is not supported; use the original.")
+        raise BaseError(
+            f"{path}: this folder's weights are already quantised, which is not supported; use the original."
+        )
     config = {key: value for key, value in raw.items() if key in CONFIG_KEYS}
     check_bounds(config, path)
     return architecture, config
@@ -97,7 +106,7 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = sorted(item.name for item in folder.iterdir() if item.suffix in _PICKLES)
     if pickles:
         raise BaseError(
-            f"{folder} holds its weights only as {', '.join(pickles[:3])}: pickles can run code when they are read, "
-            "so whit refuses them. Save the model as safetensors (model.save_pretrained does)."
+            f"{folder} holds its weights only as {', '.join(pickles[:3])}: pickles can run code when they "
+            "are read, so whit refuses them. Save the model as safetensors (model.save_pretrained does)."
         )
     raise BaseError(f"{folder} has a config.json but no model.safetensors; fetch or copy the base again.")

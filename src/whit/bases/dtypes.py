@@ -44,7 +44,12 @@ def fastest_dtype(device: str = "cpu") -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     if kind != "cpu":
         return "float32"
-    machine = [platform.node(), platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.__version__]
+    machine = [
+        platform.node(),
+        platform.machine(),
+        torch.backends.cpu.get_cpu_capability(),
+        torch.__version__,
+    ]
     place = cache_folder() / "dtype.json"
     with contextlib.suppress(OSError, ValueError, AttributeError):
         known = json.loads(place.read_text(encoding="utf-8"))

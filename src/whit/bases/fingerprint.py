@@ -77,10 +77,10 @@ def remembered(source: Source) -> str | None:
 
 
 def remember(source: Source, value: str, state: list[list[str | int]]) -> None:
-    """Note the fingerprint of files that were in `state` when it was begun; a cache that cannot be written is no error."""
+    """Note the fingerprint of files that were in `state` when it was begun."""
     if state != file_state(source):
         return
-    with contextlib.suppress(StorageError):
+    with contextlib.suppress(StorageError):  # without a cache it is only slower
         atomic_write(_place(source), json.dumps({"files": state, "fingerprint": value}))
 
 

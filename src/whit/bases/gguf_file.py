@@ -124,7 +124,7 @@ class GgufFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as handle:
+            with self.path.open("rb") as handle:
                 size = handle.seek(0, 2)
                 if size < 24:
                     raise BaseError(f"{self.path} is not a GGUF file: it has only {size} bytes.")
@@ -140,7 +140,7 @@ class GgufFile:
         from whit.bases.quants import dequantise
 
         tensor = self.tensors[name]
-        with open(self.path, "rb") as handle:
+        with self.path.open("rb") as handle:
             raw = np.fromfile(handle, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
         if raw.size != tensor.nbytes:
             raise BaseError(f"{self.path} was cut short while it was being read ({name}).")

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from whit.bases.dtypes import choose_dtype
 from whit.bases.fingerprint import Fingerprinter, file_state, remember, remembered
+from whit.bases.listing import read_licence
+from whit.bases.names import Reference, resolve
 from whit.bases.source import GgufSource, Source, open_source
 from whit.bases.tokenizers import Words, folder_words, gguf_words, stop_ids
+from whit.data.templates import Template
 from whit.errors import BaseError
 
 if TYPE_CHECKING:
     import torch
-
-    from whit.data.templates import Template
 
 
 @dataclass(eq=False)
@@ -70,33 +71,36 @@ def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu") -> 
     `dtype` is `auto` (what this machine computes fastest in), `float32` or `bfloat16`.
     Raises `BaseError` for a base that is unknown, absent, damaged or not supported.
     """
-    label, path, licence = str(name), Path(name), "unknown"
+    reference = resolve(name)
+    path = reference.path
+    if not reference.present:
+        raise BaseError(f"{reference.name} is not on this machine yet; fetch it with: whit pull {reference.name}")
     source = open_source(path)
     words = gguf_words(source.gguf.metadata, path) if isinstance(source, GgufSource) else folder_words(path)
     number_type = choose_dtype(dtype, device)
     model, fingerprint = _build(source, words, number_type)
     return Base(
-        name=label,
+        name=reference.name,
         path=path,
         fingerprint=fingerprint,
         model=model.to(device),
         tokenizer=words.tokenizer,
-        template=_template(words),
+        template=Template(words.template, bos=words.bos, eos=words.eos),
         context=int(model.config.max_position_embeddings),
         dtype=str(number_type).removeprefix("torch."),
-        licence=licence,
+        licence=_licence(reference, source),
         stop_ids=stop_ids(words, source.config.get("eos_token_id")),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         source=source,
     )
 
 
-def _template(words: Words) -> Template:
-    try:
-        from whit.data.templates import Template
-    except ImportError:
-        return words.template  # type: ignore[return-value]
-    return Template(words.template, bos=words.bos, eos=words.eos)
+def _licence(reference: Reference, source: Source) -> str:
+    if reference.known is not None:
+        return reference.known.licence
+    if isinstance(source, GgufSource):
+        return str(source.gguf.metadata.get("general.license", "unknown"))[:80]
+    return read_licence(reference.path)
 
 
 def _build(source: Source, words: Words, dtype: torch.dtype) -> tuple[Any, str]:
@@ -112,7 +116,9 @@ def _build(source: Source, words: Words, dtype: torch.dtype) -> tuple[Any, str]:
         with torch.device("meta"):
             skeleton = model_class(config)
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        raise BaseError(f"{source.path}: its configuration makes no {architecture.model_type} model ({error}).") from error
+        raise BaseError(
+            f"{source.path}: its configuration makes no {architecture.model_type} model ({error})."
+        ) from error
     wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     if config.tie_word_embeddings:
         wanted.pop("lm_head.weight", None)

@@ -41,7 +41,7 @@ class SafetensorsFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as handle:
+            with self.path.open("rb") as handle:
                 size = handle.seek(0, 2)
                 handle.seek(0)
                 prefix = handle.read(8)
@@ -99,7 +99,7 @@ class SafetensorsFile:
         import torch
 
         tensor = self.tensors[name]
-        with open(self.path, "rb") as handle:
+        with self.path.open("rb") as handle:
             raw = np.fromfile(handle, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
         if raw.size != tensor.nbytes:
             raise BaseError(f"{self.path} was cut short while it was being read ({name}).")

@@ -107,10 +107,9 @@ def stop_ids(words: Words, *configured: Any) -> tuple[int, ...]:
     found: set[int] = set()
     for value in configured:
         found.update(item for item in (value if isinstance(value, list) else [value]) if type(item) is int)
-    for token in (words.eos, *END_OF_TURN):
-        index = words.tokenizer.backend_tokenizer.token_to_id(token) if token else None
-        if index is not None:
-            found.add(int(index))
+    # Only special tokens count: Gemma's vocabulary has "</s>" as plain text, of HTML.
+    special = {item.content: index for index, item in words.tokenizer.added_tokens_decoder.items() if item.special}
+    found.update(special[token] for token in (words.eos, *END_OF_TURN) if token in special)
     return tuple(sorted(found))
 
 
