@@ -67,9 +67,7 @@ def test_large_numbers_that_differ_are_different() -> None:
 
 def test_labels_forgive_case_space_and_outer_punctuation_only() -> None:
     reader = answers.LabelReader(["positive", "negative", "card_arrival"])
-    assert [reader.strict(text) for text in (" Positive.", '"NEGATIVE"', "card_arrival!")] == list(
-        reader.labels
-    )
+    assert [reader.strict(text) for text in (" Positive.", '"NEGATIVE"', "card_arrival!")] == list(reader.labels)
     assert reader.strict("it is positive") is None
     assert reader.strict("card arrival") is None
     assert reader.lenient("Card arrival, I think") == "card_arrival"
@@ -88,9 +86,7 @@ def test_labels_that_punctuation_keeps_apart_stay_apart() -> None:
     assert reader.lenient("use c++ here") == "c++"
 
 
-@pytest.mark.parametrize(
-    "text", ['{"a":1,"a":2}', "NaN", '{"a":Infinity}', "[" * 100_000, "", "{'a':1}", "{} x"]
-)
+@pytest.mark.parametrize("text", ['{"a":1,"a":2}', "NaN", '{"a":Infinity}', "[" * 100_000, "", "{'a':1}", "{} x"])
 def test_strict_json_refuses(text: str) -> None:
     with pytest.raises(ValueError):
         answers.parse_json(text)
@@ -147,9 +143,7 @@ def test_json_is_the_same_after_a_round_trip(value: object) -> None:
     assert answers.same_json(answers.parse_json(json.dumps(value)), value)
 
 
-@pytest.mark.parametrize(
-    "piece", ["{", '{"a":', "a:", '"a":"', "1 1/", "1,111,", "\\frac{1}", "(", "####", "label "]
-)
+@pytest.mark.parametrize("piece", ["{", '{"a":', "a:", '"a":"', "1 1/", "1,111,", "\\frac{1}", "(", "####", "label "])
 def test_hostile_answers_are_read_in_no_time(piece: str) -> None:
     text = piece * 200_000
     reader = answers.LabelReader([f"label {n}" for n in range(200)])

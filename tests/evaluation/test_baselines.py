@@ -25,9 +25,7 @@ def rows_of(count: int, seed: int, *, as_json: bool = False) -> list[Row]:
         label = rng.choice(list(WORDS))
         urgent = rng.random() < 0.5
         text = f"hello, {rng.choice(WORDS[label])} order {rng.randrange(900)}{' today please!' * urgent}"
-        answer = (
-            json.dumps({"topic": label, "urgent": True} if urgent else {"topic": label}) if as_json else label
-        )
+        answer = json.dumps({"topic": label, "urgent": True} if urgent else {"topic": label}) if as_json else label
         rows.append(Row(f"r{n}", (Turn("user", text),), answer))
     return rows
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from whit.data.rows import Row, Turn
 from whit.errors import DataError, ScoreError, UsageError
-from whit.evaluation.scoring import Score, choose, make_scorer
+from whit.evaluation.choosing import choose
+from whit.evaluation.scoring import Score, make_scorer, restore_scorer
 
 Make = Callable[..., Row]
 
@@ -93,9 +94,7 @@ def test_the_gold_answer_is_always_right_and_noise_never_raises(gold: dict[str, 
     text = json.dumps(gold)
     for kind in ("json", "json-fields", "exact"):
         scorer = make_scorer(kind, rows_of(text))
-        assert scorer.score(text, rows_of(text)[0]) == Score(
-            1.0, True, scorer.score(text, rows_of(text)[0]).fields
-        )
+        assert scorer.score(text, rows_of(text)[0]) == Score(1.0, True, scorer.score(text, rows_of(text)[0]).fields)
         got = scorer.score(noise, rows_of(text)[0])
         assert got.value <= got.lenient <= 1
 
@@ -183,3 +182,33 @@ def test_a_module_that_fails_to_import(functions: Path) -> None:
     (functions / "bad_scores.py").write_text("import no_such_thing\n")
     with pytest.raises(UsageError, match="no_such_thing"):
         make_scorer("bad_scores:f", [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "completions", "answer"),
+    [
+        ("label", ["Spam", "ok"], "it is spam"),
+        ("exact", ["a"], "A"),
+        ("numeric", ["5"], "5 or 6"),
+        ("json", ['{"a": 1}', '{"a": 1, "b": 2}'], '{"b": 2}'),
+        ("json-fields", ['{"a": 1, "b": 2}'], '{"a": 1, "c": 3}'),
+    ],
+)
+def test_a_scorer_is_restored_from_its_state(kind: str, completions: list[str], answer: str) -> None:
+    rows = rows_of(*completions)
+    scorer = make_scorer(kind, rows)
+    again = restore_scorer(json.loads(json.dumps(scorer.state)))
+    assert (again.name, again.graded, again.reason, again.labels) == (
+        scorer.name, scorer.graded, scorer.reason, scorer.labels,
+    )  # fmt: skip
+    assert again.score(answer, rows[0]) == scorer.score(answer, rows[0])
+
+
+def test_a_state_never_chooses_what_code_runs(functions: Path) -> None:
+    state = make_scorer("my_scores.py:near", []).state
+    with pytest.raises(UsageError, match=r"my_scores.py:near"):
+        restore_scorer(state)
+    assert restore_scorer(state, function="my_scores.py:near").name == "my_scores.py:near"
+    for bad in ({}, {"kind": "label"}, {"kind": "odd"}, {"kind": "label", "labels": 3}):
+        with pytest.raises(DataError):
+            restore_scorer(bad)

@@ -87,9 +87,7 @@ def test_wilson_is_statsmodels(rows: int, data: st.DataObject) -> None:
     from statsmodels.stats.proportion import proportion_confint
 
     right = data.draw(st.integers(0, rows))
-    assert s.wilson_interval(right, rows) == pytest.approx(
-        proportion_confint(right, rows, method="wilson"), abs=1e-12
-    )
+    assert s.wilson_interval(right, rows) == pytest.approx(proportion_confint(right, rows, method="wilson"), abs=1e-12)
 
 
 def test_bootstrap_is_scipys_bca_on_the_same_rows() -> None:
@@ -205,7 +203,4 @@ def test_rows_to_exclude_a_loss_by_simulation() -> None:
     assert 0.72 <= excluded <= 0.88
     assert s.rows_to_exclude_loss(-0.05, 0.1, 0.05) is None
     silent = s.rows_to_exclude_loss(0.0, 0.0, 0.02)
-    assert (
-        silent is not None
-        and s.tango_interval(0, 0, silent + 1)[0] > -0.02 > s.tango_interval(0, 0, silent - 1)[0]
-    )
+    assert silent is not None and s.tango_interval(0, 0, silent + 1)[0] > -0.02 > s.tango_interval(0, 0, silent - 1)[0]

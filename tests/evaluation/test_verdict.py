@@ -89,16 +89,13 @@ def test_a_row_turned_in_the_adapters_favour_never_lowers_the_verdict(drawn: tup
         assert ORDER.index(verdict_of(wins + 1, losses, rows)) >= before
 
 
-@given(
-    st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0])] * 2), min_size=1, max_size=60), st.randoms()
-)
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0])] * 2), min_size=1, max_size=60), st.randoms())
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_rows_does_not_matter(pairs: list[tuple[float, float]], shuffler: random.Random) -> None:
     shuffled = list(pairs)
     shuffler.shuffle(shuffled)
     one, other = (
-        compare([Score(b) for b, _ in some], [Score(t) for _, t in some], resamples=500)
-        for some in (pairs, shuffled)
+        compare([Score(b) for b, _ in some], [Score(t) for _, t in some], resamples=500) for some in (pairs, shuffled)
     )
     assert one.verdict == other.verdict and one.p_value == other.p_value
     assert one.interval == pytest.approx(other.interval)
@@ -124,9 +121,7 @@ def test_nothing_to_compare_is_refused() -> None:
         compare([Score(1.0)], [Score(1.0)], margin=-0.1)
 
 
-@pytest.mark.parametrize(
-    ("wins", "losses", "rows"), [(20, 18, 200), (0, 0, 20), (7, 3, 40), (5, 0, 5), (3, 9, 60)]
-)
+@pytest.mark.parametrize(("wins", "losses", "rows"), [(20, 18, 200), (0, 0, 20), (7, 3, 40), (5, 0, 5), (3, 9, 60)])
 def test_the_rows_that_would_settle_it_do(wins: int, losses: int, rows: int) -> None:
     c = compare(*scores(wins, losses, rows - wins - losses))
     assert c.verdict is Verdict.NOT_ENOUGH_DATA
@@ -152,9 +147,7 @@ def test_format_is_told_from_skill() -> None:
     assert not real.format_only and real.format_difference == 0
 
 
-@pytest.mark.parametrize(
-    ("wins", "losses", "rows"), [(40, 5, 200), (5, 40, 200), (0, 0, 300), (2, 1, 20), (1, 0, 3)]
-)
+@pytest.mark.parametrize(("wins", "losses", "rows"), [(40, 5, 200), (5, 40, 200), (0, 0, 300), (2, 1, 20), (1, 0, 3)])
 def test_json_round_trip(wins: int, losses: int, rows: int) -> None:
     c = compare(*scores(wins, losses, rows - wins - losses))
     plain = json.loads(json.dumps(c.to_json(), allow_nan=False))

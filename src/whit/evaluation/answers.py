@@ -180,6 +180,15 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def is_json(text: str) -> bool:
+    """Whether `parse_json` takes it."""
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True
+
+
 def same_json(one: Any, other: Any) -> bool:
     """Equal as JSON: `1` is `1.0`, but `true` is not `1`; the order of keys does not matter."""
     if isinstance(one, dict) and isinstance(other, dict):

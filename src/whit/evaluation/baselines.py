@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from whit.errors import DataError
 from whit.evaluation import answers
+from whit.evaluation.choosing import MOST_LABELS, SEEN
 
 if TYPE_CHECKING:
     from whit.data.rows import Row
@@ -26,7 +27,6 @@ NAME = "TF-IDF + linear"
 CHOICES_OF_C = (0.1, 0.3, 1.0, 3.0)
 _FOLDS = 3
 _ROWS_FOR_CHOOSING = 3_000  # C hardly moves with more rows, and 150 classes take their time
-_SEEN, _MOST_VALUES = 3, 1_000  # a closed set: each value seen three times on average
 _ABSENT = ""  # never a JSON text, so it can stand for a field that is not there
 
 
@@ -44,7 +44,7 @@ def why_not(rows: Sequence[Row], kind: str) -> str | None:
         return "not every answer is a JSON object"
     for key, values in _columns([gold for gold in objects if gold is not None]).items():
         present = [value for value in values if value != _ABSENT]
-        if len(set(present)) > _MOST_VALUES or len(present) < _SEEN * len(set(present)):
+        if len(set(present)) > MOST_LABELS or len(present) < SEEN * len(set(present)):
             return f"the field {key!r} has {len(set(present)):,} different values: not a closed set"
     return None
 

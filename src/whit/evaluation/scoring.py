@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from whit.errors import DataError, ScoreError, UsageError
 from whit.evaluation import answers
+from whit.evaluation.choosing import MOST_LABELS, choose
 from whit.evaluation.functions import load_function
 
 if TYPE_CHECKING:
     from whit.data.rows import Row
 
 KINDS = ("auto", "label", "exact", "numeric", "json", "json-fields")
-
-# `auto`: a closed set is one whose labels are seen three times on average and are no sentences.
-_SEEN, _MOST_LABELS, _LONGEST_LABEL = 3, 1_000, 80
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,10 @@ class Scorer(Protocol):
     def labels(self) -> tuple[str, ...]:
         """The closed set of answers, or empty."""
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """Plain values from which `restore_scorer` makes the same scorer again."""
+
     def read(self, answer: str) -> str:
         """What the scorer strictly takes the answer to be, as text; "" where it is unusable."""
 
@@ -85,6 +87,11 @@ class LabelScorer:
         self._reader = answers.LabelReader(labels)
         self.labels = self._reader.labels
         self.reason = reason
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For `restore_scorer`."""
+        return {"kind": self.name, "reason": self.reason, "labels": list(self.labels)}
 
     def read(self, answer: str) -> str:
         """The label that the whole answer is."""
@@ -107,6 +114,11 @@ class ExactScorer:
     def __init__(self, reason: str = "asked for") -> None:
         self.reason = reason
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """For `restore_scorer`."""
+        return {"kind": self.name, "reason": self.reason}
+
     def read(self, answer: str) -> str:
         """The answer without space at its ends."""
         return answer.strip()
@@ -127,6 +139,11 @@ class NumericScorer:
 
     def __init__(self, reason: str = "asked for") -> None:
         self.reason = reason
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For `restore_scorer`."""
+        return {"kind": self.name, "reason": self.reason}
 
     def read(self, answer: str) -> str:
         """The number that the answer ends up at."""
@@ -156,13 +173,32 @@ class JsonScorer:
 
     labels: tuple[str, ...] = ()
 
-    def __init__(self, rows: Sequence[Row], *, by_field: bool = False, reason: str = "asked for") -> None:
+    def __init__(
+        self, keys: Sequence[str], required: Sequence[str], *, by_field: bool = False, reason: str = "asked for"
+    ) -> None:
         self.name = "json-fields" if by_field else "json"
         self.graded = by_field
         self.reason = reason
+        self.keys = tuple(keys)
+        self.required = frozenset(required)
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], *, by_field: bool, reason: str) -> JsonScorer:
+        """Knowing the keys that the rows' answers have, and those that all of them have."""
         objects = [gold for row in rows if isinstance(gold := _gold_json(row), dict)]
-        self.keys: tuple[str, ...] = tuple(dict.fromkeys(key for gold in objects for key in gold))
-        self.required = frozenset(key for key in self.keys if all(key in gold for gold in objects))
+        keys = tuple(dict.fromkeys(key for gold in objects for key in gold))
+        required = [key for key in keys if all(key in gold for gold in objects)]
+        return cls(keys, required, by_field=by_field, reason=reason)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For `restore_scorer`."""
+        return {
+            "kind": self.name,
+            "reason": self.reason,
+            "keys": list(self.keys),
+            "required": sorted(self.required),
+        }
 
     def read(self, answer: str) -> str:
         """The answer, where it is JSON."""
@@ -221,6 +257,11 @@ class FunctionScorer:
         self.name = name
         self.reason = "asked for"
         self._function = function
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For `restore_scorer`; only the function's name."""
+        return {"kind": "function", "reason": self.reason, "function": self.name}
 
     def read(self, answer: str) -> str:
         """The answer without space at its ends."""
@@ -283,38 +324,38 @@ def make_scorer(kind: str, rows: Sequence[Row], *, module_function: str | None =
     if kind == "numeric":
         missing = [row.id for row in rows if answers.final_number(row.completion) is None]
         if missing:
-            raise DataError(
-                f"--score numeric: no number in the answer of {_some(missing)}; mend or drop them"
-            )
+            raise DataError(f"--score numeric: no number in the answer of {_some(missing)}; mend or drop them")
         return NumericScorer(reason)
     if kind in ("json", "json-fields"):
-        broken = [row.id for row in rows if not _is_json(row.completion)]
+        broken = [row.id for row in rows if not answers.is_json(row.completion)]
         if broken:
             raise DataError(f"--score {kind}: no JSON in the answer of {_some(broken)}; mend or drop them")
-        return JsonScorer(rows, by_field=kind == "json-fields", reason=reason)
+        return JsonScorer.of(rows, by_field=kind == "json-fields", reason=reason)
     return ExactScorer(reason)
 
 
-def choose(rows: Sequence[Row]) -> tuple[str, str]:
-    """The kind of scorer that suits the rows' answers, and the reason in one sentence."""
-    texts = [row.completion.strip() for row in rows]
-    many, distinct = len(texts), len({answers.fold(text) for text in texts})
-    if all(text[:1] in "{[" and text and _is_json(text) for text in texts):
-        return "json", f"all {many:,} training answers are JSON objects or lists"
-    if all("####" in text and answers.final_number(text) is not None for text in texts):
-        return "numeric", f"all {many:,} training answers end with #### and a number"
-    bare = all(_is_number(text) for text in texts)
-    closed = (
-        many >= _SEEN * distinct
-        and distinct <= _MOST_LABELS
-        and all(0 < len(text) <= _LONGEST_LABEL and "\n" not in text for text in texts)
-    )
-    # Numbers are a closed set only where they are few and seen often: stars from 1 to 5, not sums.
-    if bare and not (closed and distinct <= 10 and many >= 20 * distinct):
-        return "numeric", f"all {many:,} training answers are numbers"
-    if closed:
-        return "label", f"the {many:,} training answers are only {distinct:,} different ones"
-    return "exact", f"{distinct:,} different answers in {many:,} training rows: no closed set, number or JSON"
+def restore_scorer(state: Mapping[str, Any], *, function: str | None = None) -> Scorer:
+    """The scorer that `state` was taken from, as a card keeps it.
+
+    A function is imported only where `function` names it again: a card may come from anyone, and a
+    name in it must not choose what code is run. Raises `UsageError` where it is not named, `DataError`
+    where the state is none.
+    """
+    try:
+        kind, reason = str(state["kind"]), str(state.get("reason", ""))
+        if kind == "function":
+            if function is None:
+                raise UsageError(f"scored with {state['function']!r}: say it again with --score to have it run")
+            return FunctionScorer(load_function(function), function)
+        if kind == "label":
+            return LabelScorer([str(label) for label in state["labels"]], reason)
+        if kind in ("json", "json-fields"):
+            return JsonScorer(state["keys"], state["required"], by_field=kind == "json-fields", reason=reason)
+        if kind not in ("exact", "numeric"):
+            raise KeyError(kind)
+        return ExactScorer(reason) if kind == "exact" else NumericScorer(reason)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"not a scorer's state: {type(error).__name__} {error}") from error
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:
@@ -323,26 +364,12 @@ def _labels(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         text = row.completion.strip()
         spelt.setdefault(answers.fold(text), Counter())[text] += 1
-    if len(spelt) > _MOST_LABELS:
+    if len(spelt) > MOST_LABELS:
         raise DataError(
-            f"--score label: {len(spelt):,} different answers are no closed set (at most {_MOST_LABELS:,}); "
+            f"--score label: {len(spelt):,} different answers are no closed set (at most {MOST_LABELS:,}); "
             "choose --score exact"
         )
     return [counts.most_common(1)[0][0] for counts in spelt.values()]
-
-
-def _is_json(text: str) -> bool:
-    try:
-        answers.parse_json(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_number(text: str) -> bool:
-    # "5 apples" may be a number with its unit, but "room 5 is open" is a sentence.
-    begins = text[:1] in "-+$€£¥.0123456789½¼¾"
-    return begins and len(text.split()) <= 2 and len(answers.numbers_in(text)) == 1
 
 
 def _some(ids: Sequence[str]) -> str:

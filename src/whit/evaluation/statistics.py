@@ -222,9 +222,7 @@ def rows_to_show(effect: float, discordance: float, *, alpha: float = 0.05, powe
     return max(math.ceil(root**2 / effect**2 - 1e-9), _least_rows(alpha))
 
 
-def smallest_detectable(
-    rows: int, discordance: float, *, alpha: float = 0.05, power: float = 0.8
-) -> float | None:
+def smallest_detectable(rows: int, discordance: float, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """The smallest difference that so many rows would show with that power; None where none could.
 
     `rows_to_show` turned round. Below `_least_rows` even a win on every row proves nothing.

@@ -44,9 +44,7 @@ class Verdict(StrEnum):
 _EXITS = {Verdict.HELPED: 0, Verdict.NO_WORSE: 10, Verdict.HARMED: 11, Verdict.NOT_ENOUGH_DATA: 12}
 
 
-def decide(
-    interval: tuple[float, float], p_value: float, *, margin: float = MARGIN, alpha: float = ALPHA
-) -> Verdict:
+def decide(interval: tuple[float, float], p_value: float, *, margin: float = MARGIN, alpha: float = ALPHA) -> Verdict:
     """The rule at the top of this file."""
     low, high = interval
     if not -1 <= low <= high <= 1 or not 0 <= p_value <= 1:
