@@ -136,6 +136,7 @@ class GgufFile:
     def read(self, name: str) -> torch.Tensor:
         """The tensor as float32, dequantised, in torch's shape."""
         import numpy as np
+        import torch
 
         from whit.bases.quants import dequantise
 
@@ -144,7 +145,7 @@ class GgufFile:
             raw = np.fromfile(handle, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
         if raw.size != tensor.nbytes:
             raise BaseError(f"{self.path} was cut short while it was being read ({name}).")
-        return dequantise(raw, tensor.type, tensor.shape)
+        return torch.from_numpy(dequantise(raw, tensor.type, tensor.shape))
 
 
 def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor]]:

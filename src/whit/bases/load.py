@@ -7,6 +7,8 @@ them in float32 whatever type the model was loaded in. Knows nothing of adapters
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,10 +141,25 @@ def _build(source: Source, words: Words, dtype: torch.dtype) -> tuple[Any, str]:
     if hasher is not None:
         known = hasher.hexdigest()
         remember(source, known, state)
-    model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    with _quiet():
+        model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
     model.requires_grad_(False)
     model.eval()
     return model, str(known)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bar: these tensors are in memory already."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_shapes(source: Source, wanted: dict[str, tuple[int, ...]]) -> None:
