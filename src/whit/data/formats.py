@@ -77,6 +77,8 @@ def read_records(path: Path, limit: int | None = None) -> Iterator[Record]:
 
 
 def _open(path: Path, limit: int | None) -> Iterator[Record]:
+    if "\0" in str(path):
+        raise DataError(f"{str(path)!r}: not a path: it holds a NUL character")
     try:
         if path.is_dir():
             return _folder(path)
@@ -89,8 +91,6 @@ def _open(path: Path, limit: int | None) -> Iterator[Record]:
         size = path.stat().st_size
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a path with a NUL in it
-        raise DataError(f"{str(path)!r}: not a path: {error}") from error
     if head[:4] == b"PAR1":
         return _parquet(path, size)
     if head[:6] == b"ARROW1":

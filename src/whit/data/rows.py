@@ -164,7 +164,7 @@ class _Columns:
     instruction: str | None
     system: str | None
     group: str | None
-    id: str | None
+    id: str
     guessed: tuple[str, ...]
     required: bool
 
@@ -218,7 +218,7 @@ class _Columns:
             guessed.append(f"column {instruction!r} stands before each prompt")
         system = lower.get("system")
         system = None if system in (prompt, completion) or is_chat else system
-        identity = next((lower[name] for name in ID_NAMES if name in lower), None)
+        identity = next((lower[name] for name in ID_NAMES if name in lower), "id")
         return cls(path, prompt, completion, is_chat, instruction, system, group, identity, tuple(guessed), required)
 
     def notes(self) -> list[str]:
@@ -330,7 +330,7 @@ class _Columns:
         return turns
 
     def _identity(self, record: Record) -> str:
-        value = record.values.get(self.id) if self.id else None
+        value = record.values.get(self.id)
         if value is None or value == "":
             return ""
         if isinstance(value, bool) or not isinstance(value, str | int):
