@@ -19,3 +19,15 @@ def shared_data() -> Path:
     if not (folder / "tasks").is_dir():
         pytest.skip(f"no task data at {folder}; set WHIT_SHARED_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2's file in the user's cache, pulled if need be; the test is skipped where it cannot be had."""
+    from whit.bases import pull
+    from whit.errors import PullError, StorageError
+
+    try:
+        return pull("smollm2")
+    except (PullError, StorageError) as error:
+        pytest.skip(f"smollm2 is not here and cannot be pulled: {error}")

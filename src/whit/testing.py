@@ -132,6 +132,78 @@ def write_tokenizer(folder: str | Path, *, vocab: int = 384, context: int = 256)
     return {token: vocabulary[token] for token in special}
 
 
+def write_tiny_gguf(folder: str | Path, path: str | Path, *, number_type: str = "F32") -> Path:
+    """Write the base in `folder` (as `write_tiny_base` makes it) as a GGUF file; return its path.
+
+    Matrices are stored as `number_type` (`F32`, `F16`, `BF16`, `Q8_0`, `Q4_0`, `Q4_1`, `TQ2_0`: a row's
+    length must be a multiple of the type's block), everything else as F32. Llama, Qwen 2, Qwen 3 and
+    Gemma 3 are known.
+    """
+    import gguf
+    from safetensors.numpy import load_file
+
+    source, target = Path(folder), Path(path)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    name = config["model_type"].removesuffix("_text")
+    architecture = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
+    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+    writer = gguf.GGUFWriter(str(target), name)
+    _write_shape(writer, config)
+    _write_words(writer, source)
+    quantisation = gguf.GGMLQuantizationType[number_type]
+    for key, W in load_file(str(source / "model.safetensors")).items():
+        stem, _, suffix = key.rpartition(".")
+        if name == "llama" and (".q_proj" in key or ".k_proj" in key):
+            heads = config["num_attention_heads" if ".q_proj" in key else "num_key_value_heads"]
+            W = W.reshape(heads, 2, -1, *W.shape[1:]).swapaxes(1, 2).reshape(W.shape)  # llama.cpp's permute
+        if name == "gemma3" and stem.endswith("norm"):
+            W = W + 1
+        kind = quantisation if W.ndim > 1 else gguf.GGMLQuantizationType.F32
+        data = W if kind == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(W, kind)
+        writer.add_tensor(f"{names.get_name(stem)}.{suffix}", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def _write_shape(writer: Any, config: dict[str, Any]) -> None:
+    rope = config.get("rope_parameters") or {}
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(rope.get("full_attention", rope).get("rope_theta", 10000.0))
+    if config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
+
+
+def _write_words(writer: Any, folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    special = {entry["content"] for entry in tokenizer["added_tokens"]}
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in special else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    writer.add_bos_token_id(vocabulary[settings["bos_token"]])
+    writer.add_eos_token_id(vocabulary[settings["eos_token"]])
+    writer.add_pad_token_id(vocabulary[settings["pad_token"]])
+    writer.add_chat_template(settings["chat_template"])
+
+
 def tiny_base(folder: str | Path | None = None, *, dtype: str = "float32", **shape: Any) -> Base:
     """Write a tiny base (into a temporary folder where none is given) and load it.
 

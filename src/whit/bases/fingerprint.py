@@ -5,7 +5,8 @@ transformers name (as UTF-8 bytes): name, NUL, its sizes in decimal joined by co
 content as little-endian float32, dequantised, rows first. A head that is tied to the embedding is no
 tensor of its own. Two containers of equal content therefore have the same fingerprint.
 
-The result is remembered by path, size and times of the files; knows nothing of models.
+The result is remembered by path, size and times of the files, unless they are so small that computing it
+is as quick. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     import torch
 
     from whit.bases.source import Source
+
+
+#: files smaller than this are read anew each time
+REMEMBERED_BYTES = 8_000_000
 
 
 class Fingerprinter:
@@ -78,7 +83,7 @@ def remembered(source: Source) -> str | None:
 
 def remember(source: Source, value: str, state: list[list[str | int]]) -> None:
     """Note the fingerprint of files that were in `state` when it was begun."""
-    if state != file_state(source):
+    if state != file_state(source) or sum(int(size) for _, size, *_ in state) < REMEMBERED_BYTES:
         return
     with contextlib.suppress(StorageError):  # without a cache it is only slower
         atomic_write(_place(source), json.dumps({"files": state, "fingerprint": value}))

@@ -165,7 +165,7 @@ def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor]
             raise cursor.fail(f"the metadata entry {key!r} is there twice")
         metadata[key] = cursor.value(cursor.u32(f"the type of {key!r}"), f"metadata entry {key!r}")
     alignment = metadata.get("general.alignment", 32)
-    if alignment not in _ALIGNMENTS:
+    if type(alignment) is not int or alignment not in _ALIGNMENTS:
         raise cursor.fail(f"the alignment {alignment!r} is not a power of two")
     found = [_read_tensor(cursor, index) for index in range(tensor_count)]
     start = -(-cursor.at // alignment) * alignment

@@ -117,7 +117,7 @@ def _build(source: Source, words: Words, dtype: torch.dtype) -> tuple[Any, str]:
         config = getattr(transformers, architecture.config_class)(**settings)
         with torch.device("meta"):
             skeleton = model_class(config)
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ZeroDivisionError) as error:
+    except Exception as error:  # a configuration may be wrong in any way
         raise BaseError(
             f"{source.path}: its configuration makes no {architecture.model_type} model ({error})."
         ) from error

@@ -84,7 +84,7 @@ class SafetensorsFile:
         numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise self._fail(f"the entry of {name!r} has sizes that are no whole numbers")
-        if dtype not in _SIZES:
+        if not isinstance(dtype, str) or dtype not in _SIZES:
             raise self._fail(
                 f"the tensor {name!r} has the number type {dtype!r}; a base needs one of {', '.join(_SIZES)}"
             )

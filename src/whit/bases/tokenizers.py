@@ -87,13 +87,16 @@ def gguf_words(metadata: Mapping[str, Any], where: Path) -> Words:
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise BaseError(f"{where} holds no tokenizer; fetch or convert the file again.")
     kind = metadata.get("tokenizer.ggml.model")
-    if kind == "gpt2":
-        backend = _byte_level(metadata, tokens, where)
-    elif kind == "llama":
-        backend, tokens = _sentencepiece(metadata, tokens, where)
-    else:
+    if kind not in ("gpt2", "llama"):
         raise BaseError(f"{where}: the tokenizer kind {kind!r} is not supported (gpt2 and llama are).")
-    _add_special(backend, metadata, tokens)
+    try:
+        build = _byte_level if kind == "gpt2" else _sentencepiece
+        backend, tokens = build(metadata, tokens, where)
+        _add_special(backend, metadata, tokens)
+    except BaseError:
+        raise
+    except Exception as error:  # the library raises a bare Exception, and the metadata may be anything
+        raise BaseError(f"{where}: its tokenizer cannot be built ({error}).") from None
     names = {}
     for key, entry in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         index = metadata.get(f"tokenizer.ggml.{entry}_token_id")
@@ -145,18 +148,15 @@ def _folder_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _byte_level(metadata: Mapping[str, Any], tokens: list[str], where: Path) -> Any:
+def _byte_level(metadata: Mapping[str, Any], tokens: list[str], where: Path) -> tuple[Any, list[str]]:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     merges = []
     for merge in metadata.get("tokenizer.ggml.merges") or []:
         left, _, right = merge.partition(" ")
         merges.append((left, right))
-    try:
-        vocabulary = {token: index for index, token in enumerate(tokens)}
-        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # the library raises a bare Exception
-        raise BaseError(f"{where}: its tokenizer cannot be built ({error}).") from None
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     name = metadata.get("tokenizer.ggml.pre", "default")
     if name in _SPLITS:
         split = pre_tokenizers.Split(Regex(_SPLITS[name]), behavior="isolated")
@@ -173,7 +173,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], where: Path) -> 
         )
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
     backend.decoder = decoders.ByteLevel()
-    return backend
+    return backend, tokens
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], where: Path) -> tuple[Any, list[str]]:
@@ -192,18 +192,15 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], where: Path) 
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = _recover_merges(vocabulary, dict(zip(tokens, rank, strict=True)))
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
-    try:
-        backend = Tokenizer(
-            models.BPE(
-                vocab=vocabulary,
-                merges=merges,
-                fuse_unk=True,
-                byte_fallback=True,
-                unk_token=tokens[unknown] if type(unknown) is int and 0 <= unknown < len(tokens) else None,
-            )
+    backend = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=merges,
+            fuse_unk=True,
+            byte_fallback=True,
+            unk_token=tokens[unknown] if type(unknown) is int and 0 <= unknown < len(tokens) else None,
         )
-    except Exception as error:  # the library raises a bare Exception
-        raise BaseError(f"{where}: its tokenizer cannot be built ({error}).") from None
+    )
     replace = normalizers.Replace(" ", _SPACE)
     prefixed = not gemma and metadata.get("tokenizer.ggml.add_space_prefix", True)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace]) if prefixed else replace

@@ -18,7 +18,8 @@ class Bases:
         """What `whit bases --json` prints: `name`, `parameters`, `bytes`, `present`, `licence`, …"""
         return [item.to_json() for item in self.items]
 
-    def __str__(self) -> str:
+    def to_text(self) -> str:
+        """What the command prints for people."""
         head = ("NAME", "PARAMETERS", "SIZE", "HERE", "LICENCE", "WHAT")
         rows = [
             (

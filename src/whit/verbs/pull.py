@@ -36,7 +36,8 @@ class Pulled:
             "seconds": round(self.seconds, 3),
         }
 
-    def __str__(self) -> str:
+    def to_text(self) -> str:
+        """What the command prints for people."""
         size = f"{self.bytes / 1e6:.1f} MB"
         if not self.fetched:
             return f"{self.name} is there already: {self.path} ({size})"
