@@ -125,9 +125,7 @@ class _Evil:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl", "model.ckpt", "x.pth"])
-def test_pickles_are_refused_and_not_opened(
-    tiny_copy: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pickles_are_refused_and_not_opened(tiny_copy: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiny_copy)
     (tiny_copy / "model.safetensors").unlink()
     (tiny_copy / name).write_bytes(pickle.dumps(_Evil()))

@@ -66,9 +66,7 @@ def test_a_tied_head_that_is_stored_again_does_not_matter(tiny_folder: Path, tin
     assert of(tiny_copy) == of(tiny_folder)
 
 
-def test_it_is_remembered_until_the_file_changes(
-    tiny_copy: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_remembered_until_the_file_changes(tiny_copy: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REMEMBERED_BYTES", 0)
     first = of(tiny_copy)
     monkeypatch.setattr(Fingerprinter, "add", lambda *_: pytest.fail("it was computed again"))

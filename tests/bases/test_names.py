@@ -82,7 +82,9 @@ def test_empty_and_endless_names_are_refused(name: str) -> None:
         resolve(name)
 
 
-@pytest.mark.parametrize("name", ["-x/y", "a/b/c", "a/-b", "a--b/c", "a/b@", "a b/c", "a/b@../c", ".a/b", "ä/b", "a/b..c"])
+@pytest.mark.parametrize(
+    "name", ["-x/y", "a/b/c", "a/-b", "a--b/c", "a/b@", "a b/c", "a/b@../c", ".a/b", "ä/b", "a/b..c"]
+)
 def test_what_is_no_repository_is_unknown(name: str) -> None:
     with pytest.raises(BaseError):
         resolve(name, paths=False)
