@@ -1,0 +1,188 @@
+"""Every option of every command, in one place: the source of flags, of `whit.toml`, of the reference and of cards.
+
+One frozen dataclass a command. A field's metadata holds its help and its limits; its default is the default
+everywhere. Names are spelt with `_` here, with `-` on the command line and either way in `whit.toml`. Knows
+nothing of what the commands do, and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+DEFAULT_BASE = "smollm2"
+KINDS = ("xs", "tiny", "lora")
+OPTIMIZERS = ("adam", "natural")
+DTYPES = ("auto", "float32", "bfloat16")
+NUMBER_TYPES = ("bfloat16", "float16", "float32")
+
+
+def argument(help: str, **more: Any) -> Any:
+    """A positional argument; `many=True` takes any number, `optional=True` none or one."""
+    return field(default=() if more.get("many") else None, metadata={"help": help, "positional": True, **more})
+
+
+def option(default: Any, help: str, **more: Any) -> Any:
+    """An option; `choices`, `least`, `most`, `many` and `short` say what it takes."""
+    return field(default=default, metadata={"help": help, "positional": False, **more})
+
+
+@dataclass(frozen=True)
+class DataColumns:
+    """Which columns of a file are what."""
+
+    prompt_column: str | None = option(None, "Column with the input (found by itself where it has a usual name).")
+    completion_column: str | None = option(None, "Column with the wanted answer.")
+
+
+@dataclass(frozen=True)
+class TrainSettings(DataColumns):
+    """Options of `whit train`."""
+
+    data: Path = argument("Rows to learn from: JSONL, CSV, Parquet or a datasets folder.")
+    base: str = option(DEFAULT_BASE, "The model to specialise: a name of `whit bases`, a .gguf file, a folder or a hub id.")
+    out: Path | None = option(None, "Folder for the adapter, its card and the report (default: the data's name).")
+    instruction: str | None = option(None, "What the base is told before every row.")
+    kind: str | None = option(
+        None, "Kind of adapter; by default lora for the small built-in bases and xs for others.", choices=KINDS
+    )
+    rank: int | None = option(None, "Rank r of the adapter (default: xs and tiny 2, lora 8).", least=1, most=64)
+    numbers: int | None = option(None, "How many numbers to train, exactly (makes the kind `tiny`).", least=1)
+    groups: int | None = option(None, "tiny: how many groups of modules share a vector.", least=1)
+    alpha: float | None = option(None, "lora: scale alpha (default: twice the rank).")
+    dropout: float = option(0.0, "lora: dropout.", least=0.0, most=0.9)
+    targets: tuple[str, ...] = option(
+        ("all",), "Projections to adapt: all, q_proj, …, or a pattern such as '*.layers.3.*'.", many=True
+    )
+    number_type: str = option("bfloat16", "How vector adapters store their numbers.", choices=NUMBER_TYPES)
+    score: str = option("auto", "How answers are scored: auto, label, exact, numeric, json, or module:function.")
+    group_column: str | None = option(None, "Column whose rows must stay on one side of the split (a customer, say).")
+    validation: float = option(0.1, "Share of rows that choose the best step.", least=0.0, most=0.8)
+    test: float = option(0.2, "Share of rows held out for the verdict.", least=0.0, most=0.8)
+    test_data: Path | None = option(None, "Held-out rows from a file of their own, instead of a share.")
+    limit: int | None = option(None, "Use only the first N rows of the file.", least=1)
+    epochs: float | None = option(None, "Passes over the training rows (default: about 4,000 rows in all, 1 to 12).", least=0.01)
+    batch: int = option(16, "Rows in a step.", least=1)
+    accumulate: int = option(1, "Parts a step is computed in, to save memory.", least=1)
+    learning_rate: float | None = option(None, "Peak learning rate (default: by kind and optimiser).")
+    warmup: float = option(0.1, "Share of the steps in which the learning rate rises.", least=0.0, most=1.0)
+    optimizer: str = option("adam", "adam, or natural: full-matrix natural gradient (vector adapters).", choices=OPTIMIZERS)
+    evaluations: int = option(8, "How often the validation rows are answered during training.", least=1)
+    validation_rows: int = option(200, "At most this many validation rows are answered each time.", least=1)
+    patience: int = option(4, "Stop after this many evaluations without a better score.", least=1)
+    seeds: int = option(1, "Train this many times from different seeds and keep the best on validation.", least=1)
+    seed: int = option(0, "Seed of the split, the order of rows and the starting point.", least=0)
+    shots: tuple[int, ...] = option((2, 4, 8), "Few-shot baselines to try; the best on validation is reported.", many=True)
+    baselines: bool = option(True, "Measure the baselines (few-shot, null adapter, linear classifier).")
+    max_tokens: int | None = option(None, "Longest answer in tokens (default: by the training answers).", least=1)
+    dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
+    threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
+    resume: bool = option(False, "Go on from where an interrupted run of the same settings stopped.")
+
+
+@dataclass(frozen=True)
+class EvalSettings(DataColumns):
+    """Options of `whit eval`."""
+
+    adapter: str = argument("Folder, file or text form of the adapter.")
+    data: Path = argument("Rows that training never saw.")
+    base: str | None = option(None, "The base (default: the one on the adapter's card).")
+    instruction: str | None = option(None, "What the base is told before every row (default: as in training).")
+    score: str | None = option(None, "How answers are scored (default: as in training).")
+    limit: int | None = option(None, "Use only the first N rows of the file.", least=1)
+    baselines: bool = option(False, "Measure the null adapter too.")
+    report: Path | None = option(None, "Write a report.html here.")
+    max_tokens: int | None = option(None, "Longest answer in tokens.", least=1)
+    dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
+    threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Options of `whit run`."""
+
+    adapter: str = argument("Folder, file or text form of the adapter; or the name of a base, to ask it bare.")
+    prompt: str | None = argument("The input; without it, every line of standard input is one.", optional=True)
+    base: str | None = option(None, "The base (default: the one on the adapter's card).")
+    instruction: str | None = option(None, "What the base is told first (default: as in training).")
+    bare: bool = option(False, "Answer with the base alone.")
+    max_tokens: int = option(256, "Longest answer in tokens.", least=1)
+    temperature: float = option(0.0, "0 takes the likeliest token; more draws more freely.", least=0.0, most=10.0)
+    top_p: float = option(1.0, "Draw from the likeliest tokens that make up this share.", least=0.01, most=1.0)
+    seed: int = option(0, "Seed of the draws.", least=0)
+    dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
+    threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """Options of `whit chat`."""
+
+    adapter: str = argument("Folder, file or text form of the adapter; or the name of a base.")
+    base: str | None = option(None, "The base (default: the one on the adapter's card).")
+    instruction: str | None = option(None, "What the base is told first (default: as in training).")
+    max_tokens: int = option(256, "Longest answer in tokens.", least=1)
+    temperature: float = option(0.7, "0 takes the likeliest token; more draws more freely.", least=0.0, most=10.0)
+    top_p: float = option(0.95, "Draw from the likeliest tokens that make up this share.", least=0.01, most=1.0)
+    seed: int = option(0, "Seed of the draws.", least=0)
+    dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
+    threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Options of `whit compare`."""
+
+    adapter: str = argument("Folder made by `whit train`.")
+    rows: int = option(20, "How many held-out rows to show, those that differ first.", least=1)
+
+
+@dataclass(frozen=True)
+class ShowSettings:
+    """Options of `whit show`."""
+
+    adapter: str = argument("Folder, file or text form of the adapter.")
+    qr: bool = option(False, "Draw the text form as a QR code.")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Options of `whit export`."""
+
+    adapter: str = argument("Folder, file or text form of the adapter.")
+    out: Path = argument("Folder or file to write.")
+    to: str = option("lora", "Form to export to.", choices=("peft", "lora", "merged", "gguf-lora"))
+    base: str | None = option(None, "The base (default: the one on the adapter's card).")
+    check: bool = option(True, "Load the export back and compare its logits with whit's own.")
+
+
+@dataclass(frozen=True)
+class CheckSettings(DataColumns):
+    """Options of `whit check`."""
+
+    data: Path = argument("Rows to look at.")
+    against: tuple[Path, ...] = option((), "Further files (test rows, say) that should share no row with it.", many=True)
+    base: str | None = option(None, "Also find rows beyond this base's context.")
+    fix: Path | None = option(None, "Write a cleaned copy here and list each change.")
+
+
+@dataclass(frozen=True)
+class PullSettings:
+    """Options of `whit pull`."""
+
+    name: str = argument("A name of `whit bases`, or a hub id.")
+
+
+@dataclass(frozen=True)
+class BasesSettings:
+    """`whit bases` has no options of its own."""
+
+
+def as_plain(settings: Any) -> dict[str, Any]:
+    """Settings as JSON-ready values, for cards and checkpoints."""
+    plain: dict[str, Any] = {}
+    for part in fields(settings):
+        value = getattr(settings, part.name)
+        plain[part.name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return plain

@@ -1,0 +1,72 @@
+"""The order in which rows are learned: shuffled by seed, rows of like length together, the same on every machine.
+
+Promises that step s of epoch e is the same rows for the same seed, so that a resumed run continues exactly
+where it stopped. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from whit.data.templates import Encoded
+from whit.errors import DataError
+
+_BUCKET = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right.
+
+    `tokens` (rows, width); `at` (targets, 2) are the row and the place whose hidden state predicts
+    `wanted` (targets,); `rows` are their ids.
+    """
+
+    tokens: torch.Tensor
+    at: torch.Tensor
+    wanted: torch.Tensor
+    rows: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Tokens in it, padding included."""
+        return int(self.tokens.numel())
+
+
+def collate(rows: Sequence[Encoded]) -> Batch:
+    """A batch of encoded rows; only completion tokens are wanted. Raises `DataError` where a row has none."""
+    empty = [row.row.id for row in rows if not row.completion_ids]
+    if empty:
+        raise DataError(f"nothing to learn: every label of row {empty[0]} is masked; give it an answer")
+    width = max(len(row.prompt_ids) + len(row.completion_ids) - 1 for row in rows)
+    tokens = torch.zeros((len(rows), width), dtype=torch.long)
+    at: list[tuple[int, int]] = []
+    wanted: list[int] = []
+    for place, row in enumerate(rows):
+        ids = [*row.prompt_ids, *row.completion_ids[:-1]]
+        tokens[place, : len(ids)] = torch.tensor(ids)
+        first = len(row.prompt_ids) - 1
+        at += [(place, first + step) for step in range(len(row.completion_ids))]
+        wanted += row.completion_ids
+    return Batch(tokens, torch.tensor(at), torch.tensor(wanted), tuple(row.row.id for row in rows))
+
+
+def steps_in(rows: int, batch: int, epochs: float) -> int:
+    """How many steps `epochs` passes over `rows` rows take."""
+    return max(1, round(math.ceil(rows / batch) * epochs))
+
+
+def order(lengths: Sequence[int], batch: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Places of the rows of each step of one epoch: shuffled, and bucketed by length so that little is padding."""
+    shuffled = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(lengths))
+    steps: list[list[int]] = []
+    for start in range(0, len(shuffled), batch * _BUCKET):
+        bucket = sorted(shuffled[start : start + batch * _BUCKET].tolist(), key=lambda place: (lengths[place], place))
+        steps += [bucket[at : at + batch] for at in range(0, len(bucket), batch)]
+    turn = np.random.Generator(np.random.Philox(key=[seed, epoch + (1 << 32)])).permutation(len(steps))
+    return [steps[place] for place in turn.tolist()]

@@ -1,0 +1,328 @@
+"""Supervised training of an adapter: loss on completions, evaluation by generated and scored answers.
+
+The best step on validation is kept, not the last; training stops early when the score no longer rises. A run
+can be stopped and resumed to the same result, bit for bit on CPU. A loss that is not finite stops it, keeps
+the last good state and names the rows. Knows nothing of splits, baselines or verdicts: it is handed
+encoded rows and a function that scores the present state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from whit.adapters.adapter import Adapter
+from whit.adapters.tunable import Bound, BoundLora, BoundVector
+from whit.bases import Base
+from whit.data.templates import Encoded
+from whit.errors import Interrupted, TrainingError, UsageError
+from whit.evaluation.decoding import decoder_of
+from whit.training.batching import Batch, collate, order, steps_in
+from whit.training.checkpoint import load_checkpoint, save_checkpoint
+from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
+
+LEARNING_RATES = {
+    ("xs", "adam"): 4e-3,
+    ("tiny", "adam"): 1e-2,
+    ("lora", "adam"): 5e-4,
+    ("xs", "natural"): 0.1,
+    ("tiny", "natural"): 0.1,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run proceeds. `run` identifies settings, rows and base: a checkpoint of another run is refused."""
+
+    epochs: float
+    batch: int
+    learning_rate: float
+    accumulate: int = 1
+    warmup: float = 0.1
+    optimizer: str = "adam"
+    evaluations: int = 8
+    patience: int = 4
+    seed: int = 0
+    run: str = ""
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation: step, mean training loss since the last one, validation score (0 to 1), seconds so far."""
+
+    step: int
+    loss: float
+    score: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is; told after every step."""
+
+    step: int
+    steps: int
+    loss: float
+    score: float | None
+    seconds: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome: the best adapter on validation, the curve, and what it cost."""
+
+    adapter: Adapter
+    curve: tuple[Point, ...]
+    best: Point
+    steps: int
+    seconds: float
+    tokens: int
+    stopped_early: bool
+
+
+class Watch(Protocol):
+    """What is told of a run while it goes on; raising `Interrupted` stops it after saving its state."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Called after every step and evaluation."""
+
+
+def loss_of(base: Base, batch: Batch) -> torch.Tensor:
+    """Each wanted token's cross-entropy in nats, shape (targets,), with whatever adapter is active.
+
+    The head is applied to the places that predict an answer's token only: with a vocabulary of 49,152 it would
+    otherwise be a fifth of a small model's work.
+    """
+    device = base.model.device
+    hidden = decoder_of(base.model)(
+        input_ids=batch.tokens.to(device), attention_mask=None, use_cache=False
+    ).last_hidden_state
+    at = batch.at.to(device)
+    logits = base.model.get_output_embeddings()(hidden[at[:, 0], at[:, 1]])
+    return F.cross_entropy(logits.float(), batch.wanted.to(device), reduction="none")
+
+
+def train(
+    base: Base,
+    bound: Bound,
+    rows: Sequence[Encoded],
+    plan: Plan,
+    score: Callable[[], float],
+    *,
+    watch: Watch | None = None,
+) -> Trained:
+    """Train `bound` on `rows`; `score()` answers the validation rows with its present state.
+
+    Raises `TrainingError` (NaN, nothing to learn from) and `Interrupted`; state is saved first.
+    """
+    if not rows:
+        raise TrainingError("there are no rows to train on")
+    return _Run(base, bound, rows, plan, score, watch or (lambda progress: None)).go()
+
+
+class _Run:
+    def __init__(
+        self,
+        base: Base,
+        bound: Bound,
+        rows: Sequence[Encoded],
+        plan: Plan,
+        score: Callable[[], float],
+        watch: Callable[[Progress], None],
+    ) -> None:
+        self.base, self.bound, self.rows, self.plan = base, bound, rows, plan
+        self.score, self.watch = score, watch
+        self.steps = steps_in(len(rows), plan.batch, plan.epochs)
+        self.per_epoch = math.ceil(len(rows) / plan.batch)
+        self.lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
+        self.optimizer = _optimizer(bound, plan)
+        every = self.steps / plan.evaluations
+        self.marks = sorted({max(1, round(every * turn)) for turn in range(1, plan.evaluations + 1)})
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.curve: list[Point] = []
+        self.best: Point | None = None
+        self.best_parameters: list[torch.Tensor] = []
+        self.losses: list[float] = []
+        self.epoch_order: tuple[int, list[list[int]]] | None = None
+
+    def go(self) -> Trained:
+        self._restore()
+        began = time.monotonic() - self.seconds
+        saved = time.monotonic()
+        stopped = self._done_early()
+        try:
+            if not self.curve and self.step == 0:
+                # What the start scores belongs to the curve; it also becomes the state to fall back to.
+                self._evaluate(began)
+            while self.step < self.steps and not stopped:
+                loss = self._one_step()
+                self.seconds = time.monotonic() - began
+                if self.step in self.marks:
+                    self._evaluate(began)
+                    stopped = self._done_early()
+                    self._save()
+                    saved = time.monotonic()
+                elif time.monotonic() - saved > self.plan.checkpoint_seconds:
+                    self._save()
+                    saved = time.monotonic()
+                self._tell(loss)
+        except (KeyboardInterrupt, Interrupted) as error:
+            self._save()
+            where = f"; go on with the same command and --resume ({self.plan.checkpoint})" if self.plan.checkpoint else ""
+            raise Interrupted(f"stopped at step {self.step} of {self.steps}{where}") from error
+        assert self.best is not None
+        self._put(self.best_parameters)
+        return Trained(
+            adapter=self.bound.export(),
+            curve=tuple(self.curve),
+            best=self.best,
+            steps=self.step,
+            seconds=time.monotonic() - began,
+            tokens=self.tokens,
+            stopped_early=stopped,
+        )
+
+    def _one_step(self) -> float:
+        epoch, within = divmod(self.step, self.per_epoch)
+        if self.epoch_order is None or self.epoch_order[0] != epoch:
+            self.epoch_order = epoch, order(self.lengths, self.plan.batch, seed=self.plan.seed, epoch=epoch)
+        places = self.epoch_order[1][within]
+        if isinstance(self.bound, BoundLora):
+            # Dropout draws from this; tied to the step, so that a resumed run draws the same.
+            torch.manual_seed((self.plan.seed << 32) ^ self.step)
+            self.bound.train(True)
+        size = math.ceil(len(places) / self.plan.accumulate)
+        parts = [collate([self.rows[place] for place in places[at : at + size]]) for at in range(0, len(places), size)]
+        targets = sum(len(part.wanted) for part in parts)
+        total = 0.0
+        gradients: list[torch.Tensor] = []
+        for parameter in self.bound.parameters():
+            parameter.grad = None
+        for part in parts:
+            total += self._accumulate(part, targets, len(places), gradients)
+            self.tokens += part.size
+        if isinstance(self.bound, BoundLora):
+            self.bound.train(False)
+        self._refuse_nan(total, parts)
+        rate = self.plan.learning_rate * schedule(self.step, self.steps, self.plan.warmup)
+        self.optimizer.step(rate, torch.cat(gradients) if gradients else None)
+        self.step += 1
+        self.losses.append(total)
+        return total
+
+    def _accumulate(self, part: Batch, targets: int, rows: int, gradients: list[torch.Tensor]) -> float:
+        """Add one part's gradient; returns its share of the step's mean loss."""
+        if self.optimizer.per_row and isinstance(self.bound, BoundVector):
+            each = self.bound.v.detach().expand(len(part.rows), -1).clone().requires_grad_(True)
+            with self.bound.rows(each):
+                losses = loss_of(self.base, part)
+            # Scaled so that the mean over rows of their gradients is the gradient of the step's mean loss.
+            (losses.sum() * rows / targets).backward()
+            assert each.grad is not None
+            gradients.append(each.grad)
+            return float(losses.detach().sum()) / targets
+        with self.bound.active():
+            losses = loss_of(self.base, part)
+            loss = losses.sum() / targets
+            loss.backward()
+        return float(loss.detach())
+
+    def _refuse_nan(self, loss: float, parts: Sequence[Batch]) -> None:
+        finite = all(
+            parameter.grad is None or bool(torch.isfinite(parameter.grad).all()) for parameter in self.bound.parameters()
+        )
+        if math.isfinite(loss) and finite:
+            return
+        self._save()
+        names = ", ".join(name for part in parts for name in part.rows)
+        raise TrainingError(
+            f"the loss became {loss} at step {self.step + 1}, on rows {names}; the last good state is kept. "
+            "Look at those rows, or lower --learning-rate"
+        )
+
+    def _evaluate(self, began: float) -> None:
+        exact = [parameter.detach().clone() for parameter in self.bound.parameters()]
+        # What is scored is what would be stored: the numbers rounded to their type.
+        self.bound.load(self.bound.export())
+        score = self.score()
+        self._put(exact)
+        self.seconds = time.monotonic() - began
+        loss = sum(self.losses) / len(self.losses) if self.losses else float("nan")
+        point = Point(self.step, loss, score, self.seconds)
+        self.losses = []
+        self.curve.append(point)
+        if self.best is None or score > self.best.score or (self.best.step == 0 and score >= self.best.score):
+            self.best, self.best_parameters = point, exact
+
+    def _done_early(self) -> bool:
+        if self.best is None:
+            return False
+        since = [point for point in self.curve if point.step > self.best.step]
+        return len(since) >= self.plan.patience
+
+    def _tell(self, loss: float) -> None:
+        score = self.curve[-1].score if self.curve else None
+        self.watch(Progress(self.step, self.steps, loss, score, self.seconds, self.tokens))
+
+    def _put(self, values: Sequence[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.bound.parameters(), values, strict=True):
+                parameter.copy_(value)
+
+    def _save(self) -> None:
+        if self.plan.checkpoint is None or self.best is None:
+            return
+        tensors = {f"now.{at}": part.detach() for at, part in enumerate(self.bound.parameters())}
+        tensors |= {f"best.{at}": part for at, part in enumerate(self.best_parameters)}
+        tensors |= {f"optimizer.{name}": part for name, part in self.optimizer.state().items()}
+        about: dict[str, Any] = {
+            "run": self.plan.run,
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "curve": [vars(point) for point in self.curve],
+            "best": vars(self.best),
+        }
+        save_checkpoint(self.plan.checkpoint, tensors, about)
+
+    def _restore(self) -> None:
+        if self.plan.checkpoint is None:
+            return
+        found = load_checkpoint(self.plan.checkpoint, run=self.plan.run)
+        if found is None:
+            return
+        tensors, about = found
+        count = len(self.bound.parameters())
+        self._put([tensors[f"now.{at}"] for at in range(count)])
+        self.best_parameters = [tensors[f"best.{at}"] for at in range(count)]
+        prefix = "optimizer."
+        self.optimizer.load({name[len(prefix) :]: part for name, part in tensors.items() if name.startswith(prefix)})
+        self.step, self.tokens, self.seconds = about["step"], about["tokens"], about["seconds"]
+        self.losses = list(about["losses"])
+        self.curve = [Point(**point) for point in about["curve"]]
+        self.best = Point(**about["best"])
+
+
+def _optimizer(bound: Bound, plan: Plan) -> Optimizer:
+    if plan.optimizer == "natural":
+        if not isinstance(bound, BoundVector):
+            raise UsageError("--optimizer natural works on vector adapters (tiny, xs); use adam for lora")
+        return NaturalGradient(bound.parameters())
+    return Adam(bound.parameters())
+
+
+def with_seed(plan: Plan, seed: int) -> Plan:
+    """The same plan from another seed, with a checkpoint of its own."""
+    checkpoint = plan.checkpoint and plan.checkpoint.with_name(f"seed-{seed}-{plan.checkpoint.name}")
+    return replace(plan, seed=seed, checkpoint=checkpoint, run=f"{plan.run}#{seed}")
