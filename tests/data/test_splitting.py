@@ -136,7 +136,8 @@ def test_guards() -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_few_rows_still_give_every_side_something(seed: int) -> None:
     rows = [
-        row(text, str(i), id=str(i)) for i, text in enumerate("alpha beta gamma delta epsilon zeta eta theta".split())
+        row(text, str(i), id=str(i))
+        for i, text in enumerate(["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"])
     ]
     split = split_rows(rows, validation=0.01, test=0.01, seed=seed)
     assert split.train and split.validation and split.test

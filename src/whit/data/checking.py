@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from itertools import combinations
 
 from whit.data import secrets
-from whit.data.consistency import FEW, Answers, check_consistency, labels, listed
+from whit.data.consistency import FEW, Answers, check_consistency, labels, listed, plain
 from whit.data.problem import KINDS, SERIOUS, Problem
 from whit.data.rows import Row, content_key, said
 from whit.data.similarity import similar_sets
@@ -190,9 +190,12 @@ def _labels(answers: Answers) -> Iterator[Problem]:
 
 
 def _rare(texts: Mapping[str, str], counts: Counter[str], where: str) -> Iterator[Problem]:
+    forms: Counter[str] = Counter()  # a label in another form is a matter of form
+    for label, count in counts.items():
+        forms[plain(label)] += count
     common = [label for label, count in counts.items() if count > 1]
     for identity, label in texts.items():
-        if counts[label] == 1:
+        if forms[plain(label)] == 1:
             near = get_close_matches(label, common, n=1, cutoff=0.75)
             guess = f" (is {near[0]!r} meant?)" if near else ""
             yield Problem("rare-label", (identity,), f"{where}only {identity} has the answer {label!r}{guess}")

@@ -162,8 +162,8 @@ def _spaces(answers: Answers) -> list[Problem]:
     ids = [
         row.id
         for row in answers.rows
-        if (row.id not in told and row.completion != row.completion.strip())
-        or any(turn.content != turn.content.strip() for turn in row.turns)
+        if (row.id not in told and row.completion.strip() not in ("", row.completion))
+        or any(turn.content.strip() not in ("", turn.content) for turn in row.turns)
     ]
     if not ids:
         return []

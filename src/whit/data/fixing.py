@@ -65,12 +65,13 @@ def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
     """Write rows as JSON lines that `read_rows` reads back as they are. Raises `StorageError`."""
     if not rows:
         raise DataError(f"{path}: no row is left to write")
-    atomic_write(path, "".join(json.dumps(_record(row), ensure_ascii=False) + "\n" for row in rows))
+    plain = all(len(row.turns) == 1 and row.turns[0].role == "user" for row in rows)
+    atomic_write(path, "".join(json.dumps(_record(row, plain), ensure_ascii=False) + "\n" for row in rows))
 
 
-def _record(row: Row) -> dict[str, object]:
+def _record(row: Row, plain: bool) -> dict[str, object]:
     said: dict[str, object]
-    if len(row.turns) == 1 and row.turns[0].role == "user":
+    if plain:
         said = {"prompt": row.turns[0].content, "completion": row.completion}
     else:
         turns = [*row.turns, Turn("assistant", row.completion)]

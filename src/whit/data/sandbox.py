@@ -95,6 +95,9 @@ def _running() -> _Child:
     # After a fork the pipe belongs to the parent; a child process of ours starts its own.
     if _child is None or _child.pid != os.getpid():
         _child = _Child()
+    elif _child.process.poll() is not None:  # killed from outside
+        _stop()
+        _child = _Child()
     return _child
 
 

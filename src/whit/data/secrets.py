@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 
 _EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w@])")
-_DIGITS = re.compile(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?!\d)")
+_RUN = re.compile(r"(?<![\d.])\d{3,19}(?:[ -]\d{3,19})*(?!\d)")
+_GROUP = re.compile(r"\d+")
 _ISSUER = re.compile(r"4|5[1-5]|2[2-7]|3[0-689]|6")
 _KEY = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
@@ -47,16 +48,34 @@ def find(text: str) -> Iterator[tuple[str, int, int]]:
     if "@" in text:
         for match in _EMAIL.finditer(text):
             yield "email", *match.span()
-    for match in _DIGITS.finditer(text):
-        digits = re.sub(r"\D", "", match.group())
-        if _ISSUER.match(digits) and len(set(digits)) > 1 and luhn(digits):
-            yield "card", *match.span()
+    for match in _RUN.finditer(text):
+        yield from _cards(text, match.start(), match.end())
+
+
+def _cards(text: str, start: int, end: int) -> Iterator[tuple[str, int, int]]:
+    # Other digits may stand before or after a number's own groups, so every row of whole groups is tried.
+    groups = [found.span() for found in _GROUP.finditer(text, start, end)]
+    first = 0
+    while first < len(groups):
+        digits, after = "", first + 1
+        for last in range(first, len(groups)):
+            digits += text[slice(*groups[last])]
+            if len(digits) > 19:
+                break
+            if len(digits) >= 13 and _ISSUER.match(digits) and len(set(digits)) > 1 and luhn(digits):
+                yield "card", groups[first][0], groups[last][1]
+                after = last + 1
+                break
+        first = after
 
 
 def mask(text: str) -> str:
     """The text with each secret replaced by its kind in brackets."""
-    end = len(text)
-    for kind, start, stop in sorted(find(text), key=lambda found: found[1], reverse=True):
-        if stop <= end:
-            text, end = text[:start] + _MASKS[kind] + text[stop:], start
+    for _ in range(4):  # what overlapped a secret may be one by itself once that is masked
+        end = len(text)
+        for kind, start, stop in sorted(find(text), key=lambda found: found[1], reverse=True):
+            if stop <= end:
+                text, end = text[:start] + _MASKS[kind] + text[stop:], start
+        if end == len(text):
+            break
     return text

@@ -1,0 +1,73 @@
+"""`whit check`: what it reports, as JSON and as text, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from whit.data.rows import read_rows
+from whit.errors import UsageError
+from whit.verbs.check import check
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": f"r{i}", "text": f"{word} text", "label": "ab"[i % 2]} for i, word in enumerate(WORDS)]
+    rows += [{"id": "same", "text": "alpha text", "label": "a"}, {"id": "none", "text": "", "label": None}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+WORDS = "alpha bravo charlie delta echo foxtrot golf hotel".split()  # noqa: SIM905
+
+
+def test_json_is_the_contract(data: Path) -> None:
+    result = check(data)
+    document = json.loads(json.dumps(result.to_json()))
+    assert document["rows"] == 10
+    kinds = {problem["kind"]: problem for problem in document["problems"]}
+    assert set(kinds) == {"duplicate", "empty"} and result.serious
+    assert kinds["duplicate"]["ids"] == ["r0", "same"] and "alpha text" in kinds["duplicate"]["message"]
+    assert len(document["notes"]) == 2 and "'text'" in document["notes"][0]
+
+
+def test_text_names_kinds_rows_and_notes(data: Path) -> None:
+    text = check(data).to_text()
+    assert "10 rows" in text and "! empty" in text and "- duplicate" in text and "column 'label'" in text
+    clean = data.with_name("clean.jsonl")
+    check(data, fix=clean)
+    assert "nothing wrong was found" in check(clean).to_text()
+
+
+def test_long_reports_are_cut(data: Path) -> None:
+    rows = [{"text": f"{word} word", "label": "a"} for word in WORDS for _ in range(2)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "… and 3 more" in check(data).to_text(5)
+
+
+def test_fix_writes_a_copy_and_lists_changes(data: Path, tmp_path: Path) -> None:
+    before = data.read_bytes()
+    out = tmp_path / "out" / "clean.jsonl"
+    result = check(data, fix=out)
+    assert data.read_bytes() == before
+    assert [row.id for row in read_rows(out)] == [f"r{i}" for i in range(8)]
+    assert result.kept == 8 and len(result.changes) == 2
+    assert result.to_json()["fix"]["changes"] == list(result.changes)
+    assert "same: removed" in result.to_text()
+
+
+def test_fix_never_overwrites_what_was_read(data: Path) -> None:
+    with pytest.raises(UsageError, match="overwrite"):
+        check(data, fix=data.parent / "." / data.name)
+    with pytest.raises(UsageError):
+        check(data, against=(data.with_name("x.jsonl"),), fix=data.with_name("x.jsonl"))
+
+
+def test_against_another_split(data: Path, tmp_path: Path) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"id": "h", "prompt": "Bravo text", "completion": "b"}\n')
+    (leak,) = [p for p in check(data, against=(held,)).problems if p.kind == "leakage"]
+    assert leak.ids == ("r1",) and "held.jsonl" in leak.message
