@@ -50,7 +50,7 @@ class Adapter:
     def from_vector(
         cls, spec: VectorSpec, vector: NDArray[np.float32], basis: Basis, *, number_type: str = "bfloat16"
     ) -> Adapter:
-        """An adapter along `basis`; the vector is rounded as it will be stored, so that what is used is what is kept."""
+        """An adapter along `basis`; the vector is rounded as it will be stored: what is used is what is kept."""
         return cls(
             kind=spec.kind,
             base=basis.base_fingerprint,
@@ -164,7 +164,7 @@ class Adapter:
             )
         if basis is not None and not basis.fingerprint.startswith(self.basis[:16]):
             raise WrongBasis(
-                f"this adapter moves along the basis {self.basis[:16]}, but the basis of {base.name} at rank {basis.rank} "
+                f"this adapter moves along the basis {self.basis[:16]}, but that of {base.name} at rank {basis.rank} "
                 f"is {basis.fingerprint[:16]}; it was made by another version of whit's rules"
             )
 

@@ -9,7 +9,9 @@ Rules (version 1):
 - sign: the sum of V's column times the Philox stream (module, 0, SIGNS) is positive;
 - singular values within `CLUSTER` of their neighbour (relative to the largest) form a cluster. The
   columns inside one are not determined by W, so they are replaced by the QR factor of the projection
-  of Philox columns (module, column, CLUSTERS) on the cluster's space, and U·S by W·V.
+  of Philox columns (module, column, CLUSTERS) on the cluster's space, and U·S by W·V;
+- a singular value of at most `CLUSTER` times the largest counts as zero: V's column is then the Philox
+  column (module, column, CLUSTERS) made orthogonal to those before it, and U·S's column is zero.
 
 Knows nothing of vectors, training or files of adapters.
 """
@@ -92,7 +94,10 @@ def truncated_svd(weight: Array, rank: int, index: int) -> tuple[Array, Array]:
         # A cluster may go on beyond what was computed: only the whole spectrum knows where it ends.
         V, s = _leading(W, smaller)
     V = _settle(V, s, rank, index)
-    return W @ V, V
+    US = W @ V
+    # Beyond the rank of W, U·S is nothing but rounding, which differs from machine to machine.
+    US[:, s[:rank] <= CLUSTER * s[0]] = 0.0
+    return US, V
 
 
 def _leading(W: Array, count: int) -> tuple[Array, Array]:
@@ -126,15 +131,22 @@ def _settle(V: Array, s: Array, rank: int, index: int) -> Array:
     """Apply the rules of cluster and sign to the leading vectors; returns (in, rank)."""
     width = V.shape[0]
     settled = V[:, :rank].copy()
+    live = int((s[:rank] > CLUSTER * s[0]).sum())
     column = 0
-    while column < rank:
+    while column < live:
         end = _cluster_end(s, column)
         if end > column + 1:
             inside = V[:, column:end]
-            kept = min(end, rank)
+            kept = min(end, live)
             fixed = np.stack([_fixed(width, index, at, _CLUSTERS) for at in range(column, kept)], axis=1)
             settled[:, column:kept] = np.linalg.qr(inside @ (inside.T @ fixed))[0]
         column = end
+    for at in range(live, rank):
+        # No direction of W is left: a fixed column, made orthogonal (twice, for rounding) to those before it.
+        rest = _fixed(width, index, at, _CLUSTERS)
+        for _ in range(2):
+            rest = rest - settled[:, :at] @ (settled[:, :at].T @ rest)
+        settled[:, at] = rest / np.linalg.norm(rest)
     below = _fixed(width, index, 0, _SIGNS) @ settled < 0
     return np.ascontiguousarray(np.where(below, -settled, settled))
 
@@ -232,6 +244,6 @@ def load_basis(path: str | Path, *, base_fingerprint: str) -> Basis | None:
                 inward=tuple(file.get_tensor(f"{target.name}.V") for target in targets),
                 base_fingerprint=base_fingerprint,
             )
-    except (SafetensorError, OSError, KeyError, ValueError):
+            return basis if basis.fingerprint == about.get("fingerprint") else None
+    except (SafetensorError, OSError, KeyError, ValueError, IndexError, RuntimeError):
         return None
-    return basis if basis.fingerprint == about.get("fingerprint") else None

@@ -83,6 +83,8 @@ def pack(
     payload = _pack(vector, number_type)
     if not np.isfinite(_unpack(payload, number_type)).all():
         raise UsageError(f"the vector holds numbers that {number_type} cannot: NaN, infinite or too large")
+    if max(spec.targets) >= layers * len(PROJECTIONS):
+        raise UsageError(f"module {max(spec.targets)} is none of a base with {layers} layers")
     mask = _mask(spec.targets, layers)
     extra = b""
     if mask is None:
@@ -105,7 +107,7 @@ def pack(
             bytes.fromhex(base[:16]),
             bytes.fromhex(basis[:16]),
         )
-    except struct.error as error:
+    except (struct.error, ValueError) as error:
         raise UsageError(f"this adapter does not fit the compact file: {error}") from error
     body = header + extra + payload
     return body + struct.pack("<I", zlib.crc32(body))
@@ -146,7 +148,11 @@ def unpack(content: bytes) -> Compact:
         spec = VectorSpec(names[kind], rank, numbers, groups, targets, seed)
     except WhitError as error:
         raise DamagedAdapter(f"the adapter contradicts itself: {error}") from error
-    return Compact(spec, types[number], base.hex(), basis.hex(), layers, vector)
+    held = Compact(spec, types[number], base.hex(), basis.hex(), layers, vector)
+    # One adapter has one spelling, so that whoever keeps adapters may know them by their bytes.
+    if pack(spec, vector, number_type=held.number_type, base=held.base, basis=held.basis, layers=layers) != content:
+        raise DamagedAdapter("the adapter spells its modules in a way that whit does not write")
+    return held
 
 
 def to_text(content: bytes) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _LARGEST_CONFIG, _LARGEST_WEIGHTS = 1 << 20, 4 << 30
 _PREFIX = "base_model.model."
+_DTYPES = ("torch.float32", "torch.float16", "torch.bfloat16")
 # Settings that change what a LoRA computes, and the only values of them that whit reads.
 _REFUSED = {
     "use_dora": (False, None),
@@ -110,7 +111,10 @@ class LoraWeights:
             raise DamagedAdapter(f"{weights}: not a whole safetensors file ({error})") from error
         rank = int(config["r"])
         for name in A.keys() | B.keys():
-            if name not in A or name not in B or A[name].shape[0] != rank or B[name].shape[-1] != rank:
+            pair = [side[name] for side in (A, B) if name in side]
+            if len(pair) < 2 or any(part.dim() != 2 or str(part.dtype) not in _DTYPES for part in pair):
+                raise DamagedAdapter(f"{weights}: {name} needs two matrices, A and B, of {', '.join(_DTYPES)}")
+            if A[name].shape[0] != rank or B[name].shape[1] != rank:
                 raise DamagedAdapter(f"{weights}: the tensors of {name} do not make a LoRA of rank {rank}")
             if not bool(A[name].isfinite().all() and B[name].isfinite().all()):
                 raise DamagedAdapter(f"{weights}: {name} holds NaN or infinite numbers")
@@ -123,7 +127,7 @@ class LoraWeights:
             B=B,
             base=str(config.get("whit_base_fingerprint") or ""),
             base_name=str(config.get("base_model_name_or_path") or ""),
-            dropout=float(config.get("lora_dropout") or 0.0),
+            dropout=float(config.get("lora_dropout", 0.0)),
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -163,11 +167,13 @@ class LoraWeights:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise DamagedAdapter(f"{folder}: there is no {CONFIG_NAME} in it; it is no folder of a LoRA")
     if path.stat().st_size > _LARGEST_CONFIG:
         raise DamagedAdapter(f"{path}: {path.stat().st_size} bytes; a LoRA's settings have at most {_LARGEST_CONFIG}")
     try:
         config = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DamagedAdapter(f"{path}: not JSON ({error})") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
@@ -185,6 +191,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     alpha = config.get("lora_alpha", rank)
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < 1e6:
         raise DamagedAdapter(f"{path}: lora_alpha = {alpha!r} is no number that scales a LoRA")
+    dropout = config.get("lora_dropout", 0.0)
+    if not isinstance(dropout, int | float) or isinstance(dropout, bool) or not 0 <= dropout < 1:
+        raise DamagedAdapter(f"{path}: lora_dropout = {dropout!r} is no share of inputs to drop")
     return config
 
 

@@ -25,8 +25,15 @@ def philox_words(count: int, *, key: int, stream: tuple[int, int, int]) -> NDArr
     blocks = -(-count // 4)
     if count < 0 or blocks > 0xFFFFFFFF:
         raise ValueError(f"a Philox stream has between 0 and 2**34 words, not {count}")
-    c0 = np.arange(blocks, dtype=np.uint64)
-    c1, c2, c3 = (np.full(blocks, word & 0xFFFFFFFF, dtype=np.uint64) for word in stream)
+    counters = np.empty((blocks, 4), dtype=np.uint64)
+    counters[:, 0] = np.arange(blocks, dtype=np.uint64)
+    counters[:, 1:] = [word & 0xFFFFFFFF for word in stream]
+    return philox_blocks(counters, key=key).reshape(-1)[:count]
+
+
+def philox_blocks(counters: NDArray[np.uint64], *, key: int) -> NDArray[np.uint32]:
+    """The blocks at these counters: shape (blocks, 4) of 32-bit numbers in, the same shape of words out."""
+    c0, c1, c2, c3 = (np.ascontiguousarray(column, dtype=np.uint64) for column in counters.T)
     k0, k1 = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
     for _ in range(10):
         p0, p1 = _M0 * c0, _M1 * c2
@@ -37,7 +44,7 @@ def philox_words(count: int, *, key: int, stream: tuple[int, int, int]) -> NDArr
             p0 & _LOW,
         )
         k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3], axis=1).reshape(-1)[:count].astype(np.uint32)
+    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
 
 
 def philox_uniform(count: int, *, key: int, stream: tuple[int, int, int], variance: float) -> NDArray[np.float32]:

@@ -183,6 +183,13 @@ class BoundLora(Bound):
         weights = adapter.lora
         if weights is None or set(weights.A) != set(self._names) or weights.rank != self.rank:
             raise AdapterError("the adapter has another shape than the one it is loaded into")
+        for name, layer in zip(self._names, self._layers, strict=True):
+            A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            if weights.A[name].shape != A.shape or weights.B[name].shape != B.shape:
+                raise AdapterError(
+                    f"the LoRA's {name} is for a matrix of {weights.B[name].shape[0]} x {weights.A[name].shape[1]}, "
+                    f"the base's has {B.shape[0]} x {A.shape[1]}; it was made for another base"
+                )
         with torch.no_grad():
             for name, layer in zip(self._names, self._layers, strict=True):
                 layer.lora_A["default"].weight.copy_(weights.A[name])
@@ -193,6 +200,8 @@ class BoundLora(Bound):
         for name, layer in zip(self._names, self._layers, strict=True):
             parent, _, leaf = name.rpartition(".")
             setattr(self._base.model.get_submodule(parent), leaf, layer.base_layer)
+        # PEFT's note on the model; left there, the next LoRA would be told that there are two.
+        self._base.model.__dict__.pop("peft_config", None)
 
 
 def tune_lora(
@@ -226,5 +235,9 @@ def bind(base: Base, adapter: Adapter) -> Bound:
             raise AdapterError("the adapter is empty")
         targets = weights.targets_in(all_targets(name for name, _ in base.model.named_modules()))
         bound = BoundLora(base, weights.rank, weights.alpha, weights.dropout, targets, seed=0)
-    bound.load(adapter)
+    try:
+        bound.load(adapter)
+    except AdapterError:
+        bound.detach()
+        raise
     return bound

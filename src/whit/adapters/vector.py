@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 KINDS = ("tiny", "xs")
+MAX_RANK = 64
+MAX_SEED = 0xFFFF  # two bytes of the compact file
+_MAX_PROJECTION = 1 << 28  # numbers in P of all modules together: one GiB
 _P_STREAM = 0x50
 
 
@@ -49,10 +53,25 @@ class VectorSpec:
             raise UsageError(f"unknown kind of vector adapter {self.kind!r}; there are {', '.join(KINDS)}")
         if modules == 0 or self.rank < 1 or self.numbers < 1:
             raise UsageError("a vector adapter needs at least one module, one rank and one number")
+        if self.rank > MAX_RANK:
+            raise UsageError(f"a vector adapter has a rank of at most {MAX_RANK}, not {self.rank}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UsageError(f"the seed of P is between 0 and {MAX_SEED}, not {self.seed}")
+        if self.targets[0] < 0 or any(later <= target for target, later in pairwise(self.targets)):
+            raise UsageError("the modules of a vector adapter are named by their numbers, each once and in order")
         if self.kind == "xs" and (self.groups, self.numbers) != (modules, modules * square):
             raise UsageError(f"xs of rank {self.rank} on {modules} modules has {modules * square} numbers")
         if self.kind == "tiny" and (not 1 <= self.groups <= modules or self.numbers % self.groups):
             raise UsageError(f"{self.numbers} numbers cannot be shared by {self.groups} groups of {modules} modules")
+        # Checked here and not only where specs are chosen: a file may claim anything, and P is as large as it says.
+        if self.kind == "tiny" and self.u > (modules // self.groups) * square:
+            raise UsageError(
+                f"{self.u} numbers are more than {modules // self.groups} modules of rank {self.rank} can move by"
+            )
+        if self.kind == "tiny" and modules * self.u * square > _MAX_PROJECTION:
+            raise UsageError(
+                f"P of {modules} modules, {self.u} numbers and rank {self.rank} is too large; lower --rank"
+            )
 
     @property
     def u(self) -> int:
