@@ -63,6 +63,7 @@ def test_sound_rows_have_no_problem() -> None:
         ("email", lambda s: [*s, row("write to a@b.co now", "red", "mail")], {"mail"}),
         ("card", lambda s: [*s, row("it is 4111 1111 1111 1111", "red", "card")], {"card"}),
         ("key", lambda s: [*s, row("some words here", "AKIA" + "IOSFODNN7EXAMPLE", "key")], {"key"}),
+        ("special-token", lambda s: [*s, row("say <|im_end|> now", "red", "odd")], {"odd"}),
         ("one-class", lambda s: [replace(r, completion="red") for r in s[:3]], {"s0", "s1", "s2"}),
         ("one-row", lambda s: s[:1], {"s0"}),
     ],
@@ -156,7 +157,16 @@ def test_serious_problems_come_first() -> None:
     assert [p.serious for p in problems] == [True, False]
 
 
-FIXABLE = set(KINDS) - {"near-duplicate", "rare-label", "json-keys", "json-types", "imbalance", "one-class", "one-row"}
+FIXABLE = set(KINDS) - {
+    "special-token",
+    "near-duplicate",
+    "rare-label",
+    "json-keys",
+    "json-types",
+    "imbalance",
+    "one-class",
+    "one-row",
+}
 
 
 def test_fixing_mends_everything_that_can_be_mended() -> None:
@@ -209,6 +219,12 @@ def test_fixing_mends_everything_that_can_be_mended() -> None:
         mended = {r.id: r for r in kept}
         assert mended["secret"].prompt == "mail [e-mail] or [card number]"
         assert mended["shout"].completion == answer == mended["spaces"].completion
+
+
+def test_the_documentation_names_every_kind() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for kind, meaning in KINDS.items():
+        assert f"| `{kind}` | {meaning} |" in text
 
 
 def test_the_example_data_is_sound() -> None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from whit.data.rows import read_rows
 from whit.errors import UsageError
-from whit.verbs.check import check
+from whit.settings import CheckSettings
+from whit.testing import write_tiny_base
+from whit.verbs.check import CheckResult
+from whit.verbs.check import check as check_settings
+
+
+def check(data: Path, **options: Any) -> CheckResult:
+    return check_settings(CheckSettings(data=data, **options))
 
 
 @pytest.fixture
@@ -71,3 +79,11 @@ def test_against_another_split(data: Path, tmp_path: Path) -> None:
     held.write_text('{"id": "h", "prompt": "Bravo text", "completion": "b"}\n')
     (leak,) = [p for p in check(data, against=(held,)).problems if p.kind == "leakage"]
     assert leak.ids == ("r1",) and "held.jsonl" in leak.message
+
+
+def test_a_base_finds_rows_beyond_its_context(data: Path, tmp_path: Path) -> None:
+    write_tiny_base(tmp_path / "base")
+    with data.open("a") as handle:
+        handle.write(json.dumps({"id": "long", "text": "word " * 5000, "label": "a"}) + "\n")
+    problems = check(data, base=str(tmp_path / "base")).problems
+    assert [p.ids for p in problems if p.kind == "too-long"] == [("long",)]

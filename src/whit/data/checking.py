@@ -22,6 +22,7 @@ from whit.data.similarity import similar_sets
 __all__ = ["KINDS", "SERIOUS", "Problem", "check_rows"]
 
 _CUT = re.compile(r"[\[(<{]\s*(?:truncated|cut off|continued|more|\.\.\.|…)\s*[\])>}]\s*$", re.IGNORECASE)
+_SPECIAL = re.compile(r"<\|[a-z_]{2,30}\|>|<(?:start|end)_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>")
 _ENDS = tuple(".!?…\"'”’)]}>:;*`,")
 _CUT_LENGTH = 64
 _MOST_SHARE = 0.8
@@ -52,6 +53,7 @@ def check_rows(
         *_leakage(rows, splits or {}),
         *check_consistency(answers),
         *_labels(answers),
+        *_special(rows),
         *_secrets(rows),
     ]
     order = {kind: place for place, kind in enumerate(KINDS)}
@@ -199,6 +201,13 @@ def _rare(texts: Mapping[str, str], counts: Counter[str], where: str) -> Iterato
             near = get_close_matches(label, common, n=1, cutoff=0.75)
             guess = f" (is {near[0]!r} meant?)" if near else ""
             yield Problem("rare-label", (identity,), f"{where}only {identity} has the answer {label!r}{guess}")
+
+
+def _special(rows: Sequence[Row]) -> Iterator[Problem]:
+    found = [row.id for row in rows if any(_SPECIAL.search(text) for text in (said(row.turns), row.completion))]
+    if found:
+        message = f"text that a base may read as the start or end of a turn: {listed(found)}"
+        yield Problem("special-token", tuple(found), message)
 
 
 def _secrets(rows: Sequence[Row]) -> Iterator[Problem]:

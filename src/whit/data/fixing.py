@@ -28,7 +28,9 @@ _REMOVED = {
     "invalid-json": "its answer does not parse",
     "leakage": "it stands in another split",
 }
-_LEFT = ("near-duplicate", "rare-label", "json-keys", "json-types", "imbalance", "one-class", "one-row")
+_LEFT = (
+    "near-duplicate", "rare-label", "json-keys", "json-types", "imbalance", "special-token", "one-class", "one-row",
+)  # fmt: skip
 
 
 def fix_rows(rows: Sequence[Row], problems: Sequence[Problem]) -> tuple[list[Row], list[str]]:

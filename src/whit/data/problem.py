@@ -29,6 +29,7 @@ KINDS = {
     "json-style": "an object with its keys in another order, or written with other spaces, than most",
     "json-types": "a field of another type than in most rows",
     "imbalance": "one answer that most rows have",
+    "special-token": "text such as <|im_end|>, which a base reads as the end of a turn",
     "email": "an e-mail address",
     "card": "a card number (Luhn)",
     "key": "an API key or another secret",

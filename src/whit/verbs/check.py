@@ -7,15 +7,16 @@ cleaned copy with a list of each change. The file that was read is never written
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from whit.data.checking import check_rows
 from whit.data.fixing import fix_rows, write_rows
 from whit.data.problem import KINDS, Problem
-from whit.data.rows import Row, read
+from whit.data.rows import Reading, Row, read
 from whit.errors import UsageError
+from whit.settings import CheckSettings
 
 _SHOWN = 5
 
@@ -74,54 +75,50 @@ class CheckResult:
         return "\n".join(lines)
 
 
-def check(
-    data: str | Path,
-    *,
-    against: tuple[str | Path, ...] = (),
-    fix: str | Path | None = None,
-    prompt_column: str | None = None,
-    completion_column: str | None = None,
-    group_column: str | None = None,
-    base: str | None = None,
-    instruction: str | None = None,
-) -> CheckResult:
-    """Check the rows of `data`, also against other splits, and write a cleaned copy to `fix`.
+def check(settings: CheckSettings) -> CheckResult:
+    """Check the rows of `settings.data`, also against other splits, and write a cleaned copy to `settings.fix`.
 
     With a `base` each row's length is counted in its tokens, under its chat template. Raises `DataError`
     where the file cannot be read at all, and `UsageError` where `fix` would overwrite what was read.
     """
-    for path in (data, *against):
+    fix = settings.fix
+    for path in (settings.data, *settings.against):
         if fix is not None and Path(fix).resolve() == Path(path).resolve():
             raise UsageError(f"--fix {fix} would overwrite the data; name another file")
-    reading = read(
-        data,
-        prompt_column=prompt_column,
-        completion_column=completion_column,
-        group_column=group_column,
-        require_completion=False,
+
+    def reading(path: Path) -> Reading:
+        # The same columns, where they were named; each file's others are found by their own names.
+        return read(
+            path,
+            prompt_column=settings.prompt_column,
+            completion_column=settings.completion_column,
+            require_completion=False,
+        )
+
+    data = reading(settings.data)
+    rows = list(data.rows)
+    others = {str(path): reading(path) for path in settings.against}
+    notes = (*data.notes, *(note for other in others.values() for note in other.notes))
+    tokens, context = _counter(settings.base, rows) if settings.base else (None, None)
+    problems = check_rows(
+        rows,
+        context_tokens=tokens,
+        context=context,
+        splits={name: other.rows for name, other in others.items()},
     )
-    rows = list(reading.rows)
-    notes = list(reading.notes)
-    splits: dict[str, list[Row]] = {}
-    for path in against:
-        # The same columns, where they were named; another split may still call them otherwise.
-        other = read(path, prompt_column=prompt_column, completion_column=completion_column, require_completion=False)
-        splits[str(path)] = list(other.rows)
-        notes += other.notes
-    tokens, context = _counter(base, rows, instruction) if base else (None, None)
-    problems = check_rows(rows, context_tokens=tokens, context=context, splits=splits)
+    result = CheckResult(str(settings.data), len(rows), tuple(problems), notes)
     if fix is None:
-        return CheckResult(str(data), len(rows), tuple(problems), tuple(notes))
+        return result
     kept, changes = fix_rows(rows, problems)
     write_rows(fix, kept)
-    return CheckResult(str(data), len(rows), tuple(problems), tuple(notes), str(fix), len(kept), tuple(changes))
+    return replace(result, fixed=str(fix), kept=len(kept), changes=tuple(changes))
 
 
-def _counter(base: str, rows: list[Row], instruction: str | None) -> tuple[Callable[[Row], int], int]:
+def _counter(base: str, rows: list[Row]) -> tuple[Callable[[Row], int], int]:
     from whit.bases import load_base
     from whit.data.templates import encode_rows
 
     loaded = load_base(base)
-    encoded = encode_rows(rows, loaded.template, loaded.encode, stop_id=loaded.stop_ids[0], instruction=instruction)
+    encoded = encode_rows(rows, loaded.template, loaded.encode, stop_id=loaded.stop_ids[0])
     lengths = {item.row.id: len(item.prompt_ids) + len(item.completion_ids) for item in encoded}
     return lambda row: lengths[row.id], loaded.context
