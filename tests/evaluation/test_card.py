@@ -47,6 +47,8 @@ def test_round_trip_through_a_file(tmp_path: Path) -> None:
     bare = Card("a", "lora", 5, "b", "f", Data("d", "h", 1, 1, 0, 0))
     save_card(bare, tmp_path / "card.json")
     assert load_card(tmp_path / "card.json") == bare and bare.verdict == ""
+    save_card(dataclasses.replace(bare, name="caf\udce9"), tmp_path / "card.json")
+    assert load_card(tmp_path / "card.json").name == "caf?"
     plain = json.loads(json.dumps(CARD.to_json()))
     assert plain["verdict"] == "helped" and plain["result"]["verdict"] == "helped"
     assert plain["baselines"]["TF-IDF + linear"]["base"] == pytest.approx(0.4)

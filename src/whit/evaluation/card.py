@@ -166,9 +166,10 @@ def _plain(value: Any) -> Any:
         return [_plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float):
         return value
-    return str(value)
+    # A file's name may hold bytes that are no UTF-8; JSON may not.
+    return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 _PLAIN_TYPES: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float), Mapping: (dict,)}
