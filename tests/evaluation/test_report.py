@@ -171,6 +171,12 @@ def test_confusions_of_few_labels_are_a_matrix() -> None:
     assert "no label" in page.text
 
 
+def test_two_spellings_of_a_label_are_one() -> None:
+    golds = ["Spam", "ok", "spam", "Ok", "spam", "ok"] * 4
+    page = Page(render(report_of(golds, ["?"] * 24, ["spam", "ok"] * 12)))
+    assert [a.get("class") for t, a in page.elements if t == "td"].count("hit") == 2
+
+
 def test_confusions_of_many_labels_are_listed() -> None:
     golds = [f"intent {n % 20}" for n in range(100)]
     tuned = ["intent 3" if gold == "intent 7" else gold for gold in golds]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whit.errors import DataError
-from whit.evaluation import figures, findings, statistics
+from whit.evaluation import answers, figures, findings, statistics
 from whit.evaluation.card import Card
 from whit.evaluation.scoring import Score
 from whit.evaluation.verdict import Comparison, compare, points
@@ -188,7 +188,8 @@ def _labels(report: Report) -> dict[str, Any] | None:
     """What was taken for what: a matrix where labels are few, else the commonest confusions."""
     if report.card.scorer.get("kind") != "label" or len(report.tuned.readings) != len(report.rows):
         return None
-    gold = [row.completion.strip() for row in report.rows]
+    known = {answers.fold(str(label)): str(label) for label in report.card.scorer.get("labels", ())}
+    gold = [known.get(answers.fold(row.completion), row.completion.strip()) for row in report.rows]
     # A right answer counts as its gold label, however it is spelt.
     given = [
         wanted if score.value == 1 else reading
