@@ -100,6 +100,21 @@ def test_bootstrap_is_scipys_bca_on_the_same_rows() -> None:
     assert got == pytest.approx(tuple(expected.confidence_interval), abs=0.002)
 
 
+def test_bootstrap_is_corrected_for_skew() -> None:
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(0)
+    d = np.concatenate([rng.uniform(0.8, 1, 6), rng.uniform(0, 0.1, 60)])
+    padded = (np.concatenate([d, [1.0, -1.0]]),)
+    bca, plain = (
+        bootstrap(padded, np.mean, n_resamples=50_000, method=method, rng=np.random.default_rng(1))
+        for method in ("BCa", "percentile")
+    )
+    low, high = s.bootstrap_interval(d, resamples=50_000)
+    assert (low, high) == pytest.approx(tuple(bca.confidence_interval), abs=0.002)
+    assert low - plain.confidence_interval.low > 0.002 and high - plain.confidence_interval.high > 0.004
+
+
 def test_bootstrap_is_seeded_and_blind_to_order() -> None:
     d = np.random.default_rng(0).uniform(-1, 1, 200)
     assert s.bootstrap_interval(d, seed=1) == s.bootstrap_interval(d[::-1], seed=1)
