@@ -158,8 +158,12 @@ class Windows:
     """Packed windows of `sequence` + 1 tokens: each epoch is all documents, by weight, in an order of its own."""
 
     def __init__(
-        self, sources: Mapping[str, tuple[np.ndarray, np.ndarray]], mixture: Mapping[str, int], *,
-        sequence: int, seed: int,
+        self,
+        sources: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        mixture: Mapping[str, int],
+        *,
+        sequence: int,
+        seed: int,
     ):
         self.sources, self.mixture, self.sequence, self.seed = sources, mixture, sequence, seed
         size = sum(len(sources[name][0]) * weight for name, weight in mixture.items())
@@ -171,6 +175,10 @@ class Windows:
             digest.update(f"{name}×{mixture[name]}".encode() + sources[name][0].tobytes())
         self.fingerprint = digest.hexdigest()  # of the tokens and weights, for the checkpoint
         self._epoch, self._stream = -1, np.zeros(0, np.uint16)
+
+    def resized(self, sequence: int) -> Windows:
+        """The same text in windows of another length."""
+        return Windows(self.sources, self.mixture, sequence=sequence, seed=self.seed)
 
     def _load(self, epoch: int) -> None:
         order = [
@@ -194,9 +202,10 @@ class Windows:
         first = place * self.sequence
         return self._stream[first : first + self.sequence + 1].astype(np.int64)
 
-    def batch(self, step: int, size: int) -> np.ndarray:
-        """The windows of one step, int64 [size, sequence + 1]."""
-        return np.stack([self.window(step * size + i) for i in range(size)])
+    def batch(self, step: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and labels of one step, int64 [size, sequence] each."""
+        windows = np.stack([self.window(step * size + i) for i in range(size)])
+        return windows[:, :-1], windows[:, 1:]
 
 
 def hub_documents(name: str, *, column: str = "text", split: str = "train", limit: int = 0) -> Iterator[str]:

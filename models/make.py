@@ -1,13 +1,14 @@
-"""Make eeny or meeny: `python models/make.py eeny --corpus FOLDER`.
+"""Make eeny or meeny: `python models/make.py eeny --corpus FOLDER --tasks FOLDER`.
 
-One command per model. Run again after any stop, it goes on from the last checkpoint. Tokenizer, tokens, checkpoints and
-curve lie in the cache folder. Parses and calls; the work is in the modules beside it.
+One command per model: pre-training, the instruction stage, the GGUF file, its figures. Run again after any
+stop, it goes on from the last checkpoint; run again with more `--tokens`, from before the learning rate fell.
+Tokens, checkpoints and curves lie in the cache folder. Parses and calls; the work is in the modules beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,89 +16,116 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import torch
 
-from models import corpus
-from models.config import RECIPES, TOKENIZER_MIXTURE, Recipe
-from models.pretrain import Plan, Validation, pretrain
-from models.tokens import load_tokenizer, save_tokenizer, train_tokenizer
-from whit.errors import DataError, WhitError
-from whit.files import atomic_open
+from models import corpus, package
+from models.config import RECIPES, Recipe
+from models.instruct import ChatWindows, encode_chat
+from models.network import Network
+from models.prepare import TOKENIZER, make_tokenizer, prepare, save_hub
+from models.pretrain import Plan, pretrain
+from models.rows import instruction_rows
+from models.score import network_bits
+from whit.errors import UsageError, WhitError
+from whit.files import atomic_write
 
-TOKENIZER = Path(__file__).resolve().parent / "tokenizer.json"  # committed: 4,096 entries, both models
-VALIDATION_WINDOWS = 8  # of each source, for the curve
-
-
-def make_tokenizer(folder: Path, path: Path) -> Any:
-    """The tokenizer of `path`, trained on the folder's text where it does not exist yet."""
-    if not path.exists():
-        texts = [t for source in TOKENIZER_MIXTURE for t in corpus.load_source(folder, source)[0]]
-        save_tokenizer(train_tokenizer(texts, 4096), path)
-    return load_tokenizer(path)
+STAGES = ("pretrain", "instruct", "package", "score")
 
 
-def encoded_source(folder: Path, source: str, tokenizer: Any, cache: Path) -> dict[str, np.ndarray]:
-    """Tokens and starts of a source's train and held-out parts, kept in the cache by content."""
-    path = corpus.find_source(folder, source)
-    key = hashlib.sha256(path.read_bytes() + tokenizer.to_str().encode() + Path(corpus.__file__).read_bytes())
-    kept = cache / "tokens" / f"{source}-{key.hexdigest()[:16]}.npz"
-    if not kept.exists():
-        train, held = corpus.load_source(folder, source)
-        parts = {}
-        for name, texts in (("train", train), ("held", held)):
-            parts[name], parts[f"{name}_starts"] = corpus.encode_documents(tokenizer, texts)
-            parts[f"{name}_bytes"] = np.array(sum(len(text.encode()) for text in texts))
-        with atomic_open(kept) as handle:
-            np.savez(handle, **parts)
-    with np.load(kept) as loaded:
-        return dict(loaded)
+def instruction_recipe(recipe: Recipe) -> Recipe:
+    """The short second stage: longer windows, smaller rates that fall from the first step on."""
+    return replace(
+        recipe, sequence=recipe.shape.context, batch=4, micro_batch=2, matrix_rate=recipe.matrix_rate / 4,
+        vector_rate=recipe.vector_rate / 4, warmup_steps=20, decay_share=0.95,
+    )  # fmt: skip
 
 
-def prepare(recipe: Recipe, folder: Path, cache: Path, tokenizer: Any) -> tuple[corpus.Windows, Validation]:
-    """The training windows, and a few held-out windows of each source."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        raise DataError(f"{folder} is not a folder with text in it; give one file for each source of {recipe.mixture}")
-    sources = {name: encoded_source(folder, name, tokenizer, cache) for name in recipe.mixture}
-    train = {name: (parts["train"], parts["train_starts"]) for name, parts in sources.items()}
-    windows = corpus.Windows(train, recipe.mixture, sequence=recipe.sequence, seed=recipe.seed)
-    size = recipe.sequence + 1
-    held = []
-    for parts in sources.values():
-        count = min(VALIDATION_WINDOWS, len(parts["held"]) // size)
-        held.append(parts["held"][: count * size].reshape(count, size))
-    tokens = sum(len(parts["held"]) for parts in sources.values())
-    ratio = sum(int(parts["held_bytes"]) for parts in sources.values()) / max(1, tokens)
-    return windows, Validation(np.concatenate(held).astype(np.int64), ratio)
+def instruct(recipe: Recipe, network: Network, windows: corpus.Windows, tokenizer: Any, arguments: Any) -> Network:
+    """Teach `instruction + input → answer`. Returns the network."""
+    if arguments.tasks is None or arguments.corpus is None:
+        raise UsageError("the instruction stage needs --corpus and --tasks; or give --stages pretrain package score")
+    second = instruction_recipe(recipe)
+    rows = instruction_rows(arguments.corpus, arguments.tasks, recipe.seed)
+    chats = ChatWindows([encode_chat(tokenizer, turns) for turns in rows], windows.resized(second.sequence),
+                        sequence=second.sequence)  # fmt: skip
+    steps = max(1, round(arguments.instruct_tokens / (second.batch * second.sequence)))
+    folder = arguments.cache / recipe.name / "instruct"
+    initial = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    print(f"instruction stage: {len(rows)} rows, {chats.per_epoch} windows, {steps} steps", file=sys.stderr)
+    return pretrain(second, chats, None, Plan(folder, steps, device=arguments.device), initial=initial)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=sorted(RECIPES))
-    parser.add_argument("--corpus", type=Path, required=True, help="folder with one text file for each source")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "whit" / "pretrain")
-    parser.add_argument("--tokens", type=float, default=15e6, help="positions to train on, all sessions together")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--micro-batch", type=int, help="sequences in one forward: about memory only")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+def figures(network: Network, tokenizer: Any, folder: Path, sources: list[str], limit: int) -> dict[str, Any]:
+    """Bits per byte of each source's held-out documents (at most `limit` bytes of each) under the shipped weights."""
+    network = network.cpu().eval()
+    found = {}
+    for source in sources:
+        texts, size = [], 0
+        for text in corpus.load_source(folder, source)[1]:
+            if size >= limit:
+                break
+            texts.append(text)
+            size += len(text.encode())
+        bits = network_bits(network, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, texts)
+        found[source] = {"bits_per_byte": round(bits.per_byte, 4), "bytes": bits.bytes}
+    return found
+
+
+def run(arguments: Any) -> None:
+    """The stages asked for, each resumed from where it stands."""
     recipe = RECIPES[arguments.model]
     if arguments.micro_batch:
         recipe = replace(recipe, micro_batch=arguments.micro_batch)
     folder = arguments.cache / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(arguments.corpus, TOKENIZER)
-    windows, validation = prepare(recipe, arguments.corpus, arguments.cache, tokenizer)
+    text_folder = arguments.corpus
+    if arguments.hub:
+        text_folder = save_hub(arguments.hub, arguments.hub_column, folder / "hub")
+        recipe = replace(recipe, mixture={"hub": 1})
+    if text_folder is None:
+        raise UsageError("give --corpus FOLDER or --hub NAME")
+    tokenizer = make_tokenizer(text_folder, arguments.tokenizer)
+    windows, validation = prepare(recipe, text_folder, arguments.cache, tokenizer)
     steps = max(1, round(arguments.tokens / (recipe.batch * recipe.sequence)))
-    print(f"{recipe.name}: {steps} steps, {windows.per_epoch * recipe.sequence} tokens in an epoch", file=sys.stderr)
-    pretrain(recipe, windows, validation, Plan(folder, steps, device=arguments.device))
+    print(f"{recipe.name}: {steps} steps, {windows.per_epoch * recipe.sequence} tokens an epoch", file=sys.stderr)
+    network = pretrain(recipe, windows, validation, Plan(folder, steps, device=arguments.device))
+    if "instruct" in arguments.stages:
+        network = instruct(recipe, network, windows, tokenizer, arguments)
+    if "package" in arguments.stages:
+        path = package.write(recipe, network.cpu(), tokenizer, arguments.output or folder / f"{recipe.name}.gguf")
+        print(f"{path}: {path.stat().st_size} bytes", file=sys.stderr)
+    if "score" in arguments.stages:
+        result = figures(network, tokenizer, text_folder, list(recipe.mixture), arguments.score_bytes)
+        atomic_write(folder / "figures.json", json.dumps(result, indent=1) + "\n")
+        print(json.dumps(result))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=sorted(RECIPES))
+    parser.add_argument("--corpus", type=Path, help="folder with one text file for each source")
+    parser.add_argument("--hub", help="a data set of the hub, or a local one, in place of the corpus folder")
+    parser.add_argument("--hub-column", default="text")
+    parser.add_argument("--tasks", type=Path, help="folder with snips, svamp and pii, for the instruction stage")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="pretrain always runs")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "whit" / "pretrain")
+    parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="trained first where the file is absent")
+    parser.add_argument("--output", type=Path, help="where the GGUF goes (default: beside the checkpoints)")
+    parser.add_argument("--tokens", type=float, default=8e6, help="positions to pre-train on, all sessions together")
+    parser.add_argument("--instruct-tokens", type=float, default=1.5e6)
+    parser.add_argument("--score-bytes", type=int, default=200_000, help="held-out bytes of each source")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2, help="1 is faster where other work wants the cores")
+    parser.add_argument("--micro-batch", type=int, help="sequences in one forward: about memory only")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    try:
+        run(arguments)
+    except WhitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except WhitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(main())

@@ -128,10 +128,10 @@ class Network(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return F.linear(self.hidden(ids), self.embed_tokens.weight)
 
-    def loss(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy (nats) of `labels` [batch, positions] at each position; -100 is not counted."""
+    def loss(self, ids: torch.Tensor, labels: torch.Tensor, *, reduction: str = "mean") -> torch.Tensor:
+        """Cross-entropy (nats) of `labels` [batch, positions] at each position; -100 is not counted."""
         logits = self(ids).float()
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction=reduction)
 
     def state_for_transformers(self) -> dict[str, torch.Tensor]:
         """Effective weights (float32) under the names of `LlamaForCausalLM`; the head is tied."""

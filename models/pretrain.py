@@ -12,16 +12,16 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from models import checkpoint
 from models.config import Recipe
-from models.corpus import Windows
 from models.network import Network
 from models.optimiser import Muon, trapezoid
 from whit.errors import DataError, Interrupted, TrainingError
@@ -71,19 +71,37 @@ def validation_bits(network: Network, validation: Validation, device: str) -> fl
     return total / count / math.log(2) / validation.bytes_per_token
 
 
-def _step(network: Network, recipe: Recipe, ids: torch.Tensor, device: str) -> float:
-    """Gradients of one batch, summed over micro-batches. Returns the mean loss in nats."""
-    total, pieces = 0.0, ids.split(recipe.micro_batch)
-    for piece in pieces:
+def _step(network: Network, recipe: Recipe, inputs: torch.Tensor, labels: torch.Tensor, device: str) -> float:
+    """Gradients of one batch, summed over micro-batches. Returns the mean loss in nats over learned positions."""
+    total, counted = 0.0, max(1, int((labels != -100).sum()))
+    for ids, learned in zip(inputs.split(recipe.micro_batch), labels.split(recipe.micro_batch), strict=True):
         with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
-            loss = network.loss(piece[:, :-1], piece[:, 1:]) * (len(piece) / len(ids))
+            loss = network.loss(ids, learned, reduction="sum") / counted
         loss.backward()
         total += loss.item()
     return total
 
 
-def pretrain(recipe: Recipe, windows: Windows, validation: Validation | None, plan: Plan) -> Network:
+class Source(Protocol):
+    """Where batches come from: `Windows` of plain text, or chats."""
+
+    per_epoch: int
+    fingerprint: str
+
+    def batch(self, step: int, size: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def pretrain(
+    recipe: Recipe,
+    windows: Source,
+    validation: Validation | None,
+    plan: Plan,
+    *,
+    initial: Mapping[str, torch.Tensor] | None = None,
+) -> Network:
     """Train to `plan.steps`, from the newest checkpoint where there is one. Returns the network.
+
+    `initial` gives the weights to begin with in place of random ones (for a later stage).
 
     Raises `TrainingError` (not finite, lost device, another recipe's checkpoint), `DataError` (too little text),
     `Interrupted` (SIGINT or SIGTERM; the state is saved).
@@ -94,9 +112,13 @@ def pretrain(recipe: Recipe, windows: Windows, validation: Validation | None, pl
             f"{plan.steps * recipe.batch * recipe.sequence} tokens are asked for, but an epoch of this corpus has "
             f"only {have}; give more text or at most --tokens {have * MAX_EPOCHS}"
         )
-    fingerprint = hashlib.sha256((recipe.fingerprint() + windows.fingerprint).encode()).hexdigest()
     network = Network(recipe.shape)
     network.initialise(recipe.seed)
+    identity = recipe.fingerprint() + windows.fingerprint
+    if initial is not None:
+        network.load_state_dict(initial)
+        identity += hashlib.sha256(b"".join(t.numpy(force=True).tobytes() for t in initial.values())).hexdigest()
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     network.to(plan.device)
     chosen = optimisers(network, recipe)
     step, history, spent = 0, [], 0.0
@@ -135,8 +157,8 @@ def pretrain(recipe: Recipe, windows: Windows, validation: Validation | None, pl
             share = trapezoid(step, plan.steps, recipe.warmup_steps, recipe.decay_share)
             for optimiser, rate in zip(chosen, (recipe.matrix_rate, recipe.vector_rate), strict=True):
                 optimiser.param_groups[0]["lr"] = rate * share
-            ids = torch.from_numpy(windows.batch(step, recipe.batch)).to(plan.device)
-            loss = _step(network, recipe, ids, plan.device)
+            inputs, labels = (torch.from_numpy(part).to(plan.device) for part in windows.batch(step, recipe.batch))
+            loss = _step(network, recipe, inputs, labels, plan.device)
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip).item()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(
@@ -177,5 +199,3 @@ def _write_curve(folder: Path, history: list[dict[str, Any]]) -> None:
     columns = ["step", "tokens", "loss", "norm", "rate", "seconds", "held_out_bits_per_byte"]
     lines = [",".join(columns)] + [",".join(str(row.get(c, "")) for c in columns) for row in history]
     atomic_write(folder / "curve.csv", "\n".join(lines) + "\n")
-
-
