@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -157,6 +159,20 @@ def test_a_child_that_was_killed_is_replaced() -> None:
     child.process.kill()
     child.process.wait()
     assert render(SOUND) == "hi"
+
+
+def test_an_interrupt_of_the_terminal_leaves_the_child_at_work() -> None:
+    render(SOUND)
+    child: Any = sandbox._child
+    child.process.send_signal(signal.SIGINT)
+    assert render(SOUND) == "hi" and sandbox._child is child
+
+
+def test_a_child_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox._stop()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(TemplateError, match="started"):
+        render(SOUND)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

@@ -179,6 +179,8 @@ def write(stream: BinaryIO, message: Any) -> None:
 
 def main() -> None:
     """Answer requests until the parent closes the pipe."""
+    # Ctrl-C reaches every process of the terminal; what to do about it is for the parent to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     renderer = Renderer()
     bound()
     # Nothing that a template makes Python print can then be taken for an answer.

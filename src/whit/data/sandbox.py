@@ -142,7 +142,10 @@ def _batches(jobs: Sequence[dict[str, Any]]) -> list[Sequence[dict[str, Any]]]:
 
 
 def _ask(key: str, source: str, jobs: Sequence[dict[str, Any]], seconds: float) -> list[str | TemplateError]:
-    child = _running()
+    try:
+        child = _running()
+    except (OSError, ValueError) as error:
+        raise TemplateError(f"no process for chat templates can be started: {error}", "failed") from error
     request = {
         "key": key,
         "source": None if key in child.known else source,
