@@ -60,8 +60,8 @@ impl Tokenizer {
             return Err(fail!(Unsupported, "a tokenizer of kind {name:?}; this engine reads byte-level BPE (gpt2)"));
         }
         let cut = match gguf.string("tokenizer.ggml.pre")?.unwrap_or(b"gpt-2") {
-            b"gpt-2" | b"gpt2" => Cut::Gpt2,
-            b"smollm" => Cut::Smollm,
+            b"" | b"default" | b"gpt-2" | b"gpt2" => Cut::Gpt2,
+            b"smollm" | b"starcoder" | b"refact" | b"codeshell" | b"command-r" => Cut::Smollm,
             other => return Err(fail!(Unsupported, "a tokenizer that cuts text as {:?}", String::from_utf8_lossy(other))),
         };
         let missing = |what: &str| fail!(Damaged, "tokenizer.ggml.{what} is missing");
