@@ -222,3 +222,22 @@ def tiny_base(folder: str | Path | None = None, *, dtype: str = "float32", **sha
     # The base reads its files when a weight is asked for, so they live as long as it does.
     weakref.finalize(base, shutil.rmtree, temporary, ignore_errors=True)
     return base
+
+
+def write_rows(path: str | Path, count: int, *, seed: int = 0) -> Path:
+    """Write `count` labelled rows as JSON lines: short requests, each `card` or `cash` by what it speaks of."""
+    import random
+
+    draw = random.Random(seed)
+    openings = ("please", "hello", "today", "can you", "how do i", "i want to", "what if i", "why did it")
+    things = {"card": ("block my card", "see my new card", "use the card", "order a card"),
+              "cash": ("send money", "get my money", "have not received the money", "ask for money")}  # fmt: skip
+    places = ("in paris", "in london", "for my box", "for the review", "at twelve", "at thirty", "tomorrow", "now")
+    lines = []
+    for number in range(count):
+        label = ("card", "cash")[number % 2]
+        words = f"{draw.choice(openings)} {draw.choice(things[label])} {draw.choice(places)} {draw.randrange(10**4)}"
+        lines.append(json.dumps({"id": f"row-{number}", "prompt": words, "completion": label}))
+    target = Path(path)
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return target

@@ -176,7 +176,7 @@ class Decoder:
         """The tokens that all prompts begin with, and their cache; none where it would not pay."""
         if len(prompts) < 2 or self.vectors is not None:
             return [], None
-        first, last = min(prompts), max(prompts)
+        first, last = min(map(list, prompts)), max(map(list, prompts))
         same = 0
         while same < min(len(first), len(last)) - 1 and first[same] == last[same]:
             same += 1

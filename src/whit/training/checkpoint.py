@@ -39,7 +39,9 @@ def load_checkpoint(path: Path, *, run: str) -> tuple[dict[str, torch.Tensor], d
     if not path.is_file():
         return None
     if path.stat().st_size > _LARGEST:
-        raise TrainingError(f"{path}: {path.stat().st_size} bytes are no checkpoint of whit; remove it or choose another --out")
+        raise TrainingError(
+            f"{path}: {path.stat().st_size} bytes are no checkpoint of whit; remove it or choose another --out"
+        )
     try:
         with safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])

@@ -178,7 +178,9 @@ class _Run:
                 self._tell(loss)
         except (KeyboardInterrupt, Interrupted) as error:
             self._save()
-            where = f"; go on with the same command and --resume ({self.plan.checkpoint})" if self.plan.checkpoint else ""
+            where = (
+                f"; go on with the same command and --resume ({self.plan.checkpoint})" if self.plan.checkpoint else ""
+            )
             raise Interrupted(f"stopped at step {self.step} of {self.steps}{where}") from error
         assert self.best is not None
         self._put(self.best_parameters)
@@ -239,7 +241,8 @@ class _Run:
 
     def _refuse_nan(self, loss: float, parts: Sequence[Batch]) -> None:
         finite = all(
-            parameter.grad is None or bool(torch.isfinite(parameter.grad).all()) for parameter in self.bound.parameters()
+            parameter.grad is None or bool(torch.isfinite(parameter.grad).all())
+            for parameter in self.bound.parameters()
         )
         if math.isfinite(loss) and finite:
             return
@@ -261,11 +264,15 @@ class _Run:
         point = Point(self.step, loss, score, self.seconds)
         self.losses = []
         self.curve.append(point)
-        if self.best is None or score > self.best.score or (self.best.step == 0 and score >= self.best.score):
+        # Until the score has risen above the start's, a later state is preferred among equals.
+        if self.best is None or score > self.best.score or (score == self.best.score and not self._risen()):
             self.best, self.best_parameters = point, exact
 
+    def _risen(self) -> bool:
+        return self.best is not None and self.best.score > self.curve[0].score
+
     def _done_early(self) -> bool:
-        if self.best is None:
+        if self.best is None or not self._risen():
             return False
         since = [point for point in self.curve if point.step > self.best.step]
         return len(since) >= self.plan.patience

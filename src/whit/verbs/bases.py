@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from whit.bases.listing import BaseInfo, list_bases
+from whit.settings import BasesSettings
+from whit.talk import Talk
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,8 @@ def bases() -> Bases:
 
 def _short(value: int | None, unit: float, name: str) -> str:
     return "-" if value is None else f"{value / unit:.1f} {name}"
+
+
+def command(settings: BasesSettings, *, talk: Talk | None = None) -> Bases:
+    """`bases` with the command line's settings."""
+    return bases()

@@ -17,6 +17,7 @@ from whit.data.problem import KINDS, Problem
 from whit.data.rows import Reading, Row, read
 from whit.errors import UsageError
 from whit.settings import CheckSettings
+from whit.talk import Talk
 
 _SHOWN = 5
 
@@ -75,7 +76,7 @@ class CheckResult:
         return "\n".join(lines)
 
 
-def check(settings: CheckSettings) -> CheckResult:
+def check(settings: CheckSettings, *, talk: Talk | None = None) -> CheckResult:
     """Check the rows of `settings.data`, also against other splits, and write a cleaned copy to `settings.fix`.
 
     With a `base` each row's length is counted in its tokens, under its chat template. Raises `DataError`

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whit.errors import AdapterError, UsageError
+from whit.settings import ExportSettings
+from whit.talk import Talk
 
 if TYPE_CHECKING:
     import torch
@@ -217,3 +219,8 @@ def _remove(target: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             target.unlink(missing_ok=True)
+
+
+def command(settings: ExportSettings, *, talk: Talk | None = None) -> ExportResult:
+    """`export` with the command line's settings."""
+    return export(settings.adapter, settings.to, settings.out, check=settings.check, base=settings.base)

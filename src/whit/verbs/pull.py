@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whit.bases.names import resolve
+from whit.settings import PullSettings
+from whit.talk import Talk
+from whit.verbs.common import fetching
 
 if TYPE_CHECKING:
     from whit.bases.pulling import Progress
@@ -67,3 +70,8 @@ def _state(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
+
+
+def command(settings: PullSettings, *, talk: Talk | None = None) -> Pulled:
+    """`pull` with the command line's settings."""
+    return pull(settings.name, progress=fetching(talk or Talk(quiet=True), settings.name))

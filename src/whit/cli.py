@@ -1,0 +1,206 @@
+"""The command line: parses, calls a verb, prints. No logic, and nothing heavy is imported to parse.
+
+Flags come from the settings dataclasses; `whit.toml` beside the data (or in the current folder) may hold any
+option under a table of the command's name. Command line beats file beats default. The answer goes to stdout,
+talk to stderr, and the exit code says which kind of failure it was (see `whit.errors`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+
+from whit import settings as options
+from whit.errors import UsageError, WhitError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its settings, where its verb is, what it is for, and an example."""
+
+    name: str
+    settings: type
+    verb: str
+    help: str
+    example: str
+
+
+COMMANDS = (
+    Command("train", options.TrainSettings, "whit.verbs.train:train",
+            "Specialise a base on your rows, and prove what it did.",
+            'whit train tickets.jsonl --instruction "Turn the ticket into JSON."'),
+    Command("eval", options.EvalSettings, "whit.verbs.evaluate:evaluate",
+            "Is it better on these rows, by how much, and how sure is that? The exit code is the verdict.",
+            "whit eval tickets tickets-later.jsonl"),
+    Command("run", options.RunSettings, "whit.verbs.run:run",
+            "Answer a prompt, or every line of standard input.",
+            'whit run tickets "my card was stolen"'),
+    Command("chat", options.ChatSettings, "whit.verbs.run:chat",
+            "Talk with an adapter or a base, turn by turn.",
+            "whit chat tickets"),
+    Command("compare", options.CompareSettings, "whit.verbs.compare:compare",
+            "Base and adapter side by side, on the held-out rows.",
+            "whit compare tickets"),
+    Command("show", options.ShowSettings, "whit.verbs.show:show",
+            "What is known of an adapter: card, sizes, text form, QR code.",
+            "whit show tickets --qr"),
+    Command("export", options.ExportSettings, "whit.verbs.export:command",
+            "Write an adapter in another program's format, checked against whit's own logits.",
+            "whit export tickets tickets-lora --to lora"),
+    Command("check", options.CheckSettings, "whit.verbs.check:check",
+            "What is wrong with these rows?",
+            "whit check tickets.jsonl"),
+    Command("pull", options.PullSettings, "whit.verbs.pull:command",
+            "Fetch a base once, into the cache folder.",
+            "whit pull smollm2"),
+    Command("bases", options.BasesSettings, "whit.verbs.bases:command",
+            "The bases there are: size, licence, whether present.",
+            "whit bases"),
+)  # fmt: skip
+
+
+def build() -> click.Group:
+    """The whole command line."""
+
+    @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+    @click.version_option(package_name="whit")
+    def whit() -> None:
+        """Specialise small language models with very small adapters, and prove that they help.
+
+        \b
+        Start here:
+          whit train rows.jsonl        split, tune, prove
+          whit run rows "some input"   use it
+        """
+
+    for command in COMMANDS:
+        whit.add_command(_click_command(command))
+    whit.add_command(_completion(whit))
+    return whit
+
+
+def main() -> None:
+    """Entry point: `whit`, with exit codes by cause."""
+    try:
+        code = build().main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except WhitError as error:
+        print(f"whit: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)
+
+
+def _click_command(command: Command) -> click.Command:
+    hints = get_type_hints(command.settings)
+    parameters = [_parameter(part, hints[part.name]) for part in fields(command.settings)]
+    parameters.append(click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON."))
+    parameters.append(
+        click.Option(
+            ["--config"],
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Options from this file, not ./whit.toml.",
+        )
+    )
+    return click.Command(
+        command.name,
+        params=parameters,
+        callback=_caller(command),
+        help=f"\b\n$ {command.example}\n\n{command.help}",
+        short_help=command.help,
+    )
+
+
+def _parameter(part: Field[Any], hint: Any) -> click.Parameter:
+    about = part.metadata
+    kind = _click_type(hint, about)
+    default = None if part.default is MISSING else part.default
+    if about["positional"]:
+        many = bool(about.get("many"))
+        return click.Argument([part.name], type=kind, nargs=-1 if many else 1, required=not about.get("optional"))
+    flag = "--" + part.name.replace("_", "-")
+    # Defaults stand in the settings alone: an option that was not given is None here, so that a file can speak.
+    if hint is bool:
+        spelt = f"{flag}/--no-{flag[2:]}" if default else flag
+        return click.Option([spelt, part.name], is_flag=True, default=None, help=_help(about, default))
+    return click.Option(
+        [flag, part.name], type=kind, default=None, multiple=bool(about.get("many")), help=_help(about, default)
+    )
+
+
+def _help(about: Any, default: Any) -> str:
+    text = str(about["help"])
+    if default in (None, (), False):
+        return text
+    shown = (
+        ", ".join(str(item) for item in default) if isinstance(default, tuple) else "on" if default is True else default
+    )
+    return f"{text}  [default: {shown}]"
+
+
+def _click_type(hint: Any, about: Any) -> Any:
+    if about.get("choices"):
+        return click.Choice(about["choices"])
+    inner = next(item for item in (get_args(hint) or (hint,)) if item not in (type(None), Ellipsis))
+    least, most = about.get("least"), about.get("most")
+    if inner is int:
+        return click.IntRange(least, most) if least is not None or most is not None else click.INT
+    if inner is float:
+        return click.FloatRange(least, most) if least is not None or most is not None else click.FLOAT
+    if inner is Path:
+        return click.Path(path_type=Path)
+    return click.STRING
+
+
+def _caller(command: Command) -> Callable[..., int]:
+    def call(as_json: bool, config: Path | None, **given: Any) -> int:
+        from whit.configuration import read_config
+        from whit.talk import Talk
+
+        stated = {key: value for key, value in given.items() if value not in (None, ())}
+        beside = stated.get("data")
+        from_file = read_config(command.name, command.settings, config, Path(beside).parent if beside else Path())
+        settings = command.settings(**{**from_file, **stated})
+        module, _, function = command.verb.partition(":")
+        verb = getattr(importlib.import_module(module), function)
+        result = verb(settings, talk=Talk())
+        if result is None:
+            return 0
+        if as_json:
+            print(json.dumps(result.to_json(), ensure_ascii=False, allow_nan=False, indent=2))
+        elif text := result.to_text():
+            print(text)
+        return int(getattr(result, "exit_code", 0))
+
+    return call
+
+
+def _completion(group: click.Group) -> click.Command:
+    @click.command("completion", short_help="Print the shell's completion script.")
+    @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+    def completion(shell: str) -> None:
+        """\b
+        $ whit completion bash >> ~/.bashrc
+
+        Print the completion script of a shell.
+        """
+        from click.shell_completion import get_completion_class
+
+        found = get_completion_class(shell)
+        if found is None:
+            raise UsageError(f"no completion for {shell}")
+        print(found(group, {}, "whit", "_WHIT_COMPLETE").source())
+
+    return completion

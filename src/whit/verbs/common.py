@@ -1,0 +1,127 @@
+"""What several commands share: an adapter with its card and base, threads, the JSON contract of a verdict.
+
+`CONTRACT` is the version of what `--json` prints; it grows by one when a key changes its meaning or goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whit.errors import AdapterError
+from whit.talk import Talk
+
+if TYPE_CHECKING:
+    from whit.adapters.adapter import Adapter
+    from whit.bases import Base
+    from whit.evaluation.card import Card
+    from whit.evaluation.verdict import Comparison
+
+CONTRACT = 1
+CARD_NAME, REPORT_NAME, HELD_OUT_NAME, SEEN_NAME = "card.json", "report.html", "held-out.jsonl", "seen.txt"
+
+
+@dataclass(frozen=True)
+class Specialist:
+    """An adapter with what is known of it. `folder` is None where it came as a file or as text."""
+
+    adapter: Adapter
+    card: Card | None
+    folder: Path | None
+
+    def base_name(self, asked: str | None) -> str:
+        """The base to use: the one asked for, else the card's. Raises `AdapterError` where neither says."""
+        if asked:
+            return asked
+        if self.card is not None:
+            return self.card.base
+        raise AdapterError("this adapter comes without a card, so its base must be named: add --base NAME")
+
+
+def open_specialist(where: str) -> Specialist:
+    """Read an adapter and, where it has one beside it, its card."""
+    from whit.adapters.adapter import Adapter
+    from whit.adapters.compact import TEXT_PREFIX
+    from whit.evaluation.card import load_card
+
+    adapter = Adapter.load(where)
+    if where.startswith(TEXT_PREFIX):
+        return Specialist(adapter, None, None)
+    path = Path(where)
+    folder = path if path.is_dir() else path.parent
+    card = load_card(folder / CARD_NAME) if (folder / CARD_NAME).is_file() else None
+    if card is not None and adapter.base and not card.base_fingerprint.startswith(adapter.base[:16]):
+        card = None  # a card that lies beside another adapter's file says nothing of this one
+    return Specialist(adapter, card, folder if path.is_dir() else None)
+
+
+def open_base(name: str, *, dtype: str, threads: int | None, talk: Talk) -> Base:
+    """Load a base, telling where it comes from; fetched first where it is a known name that is not here yet."""
+    use_threads(threads)
+    from whit.bases import load_base
+    from whit.bases.names import resolve
+
+    if not resolve(name).present:
+        from whit.bases.pulling import pull
+
+        talk.say(f"{name} is not here yet; fetching it (once)")
+        pull(name, progress=fetching(talk, name))
+    with talk.task(f"Loading {name}"):
+        return load_base(name, dtype=dtype)
+
+
+def fetching(talk: Talk, name: str) -> Any:
+    """A progress callback for `pull`: bytes so far of bytes in all."""
+    import time
+
+    from whit.talk import size
+
+    began = time.monotonic()
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        if total:
+            note = f"{size(done)} of {size(total)}"
+            talk.progress(f"{name}: {what}", done, total, time.monotonic() - began, note, every=2.0)
+
+    return tell
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with this many threads from here on."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def bound_to(base: Base, adapter: Adapter) -> Iterator[Any]:
+    """The adapter in its place for the length of a block."""
+    from whit.adapters.tunable import bind
+
+    bound = bind(base, adapter)
+    try:
+        yield bound
+    finally:
+        bound.detach()
+
+
+def verdict_json(result: Comparison, baselines: Mapping[str, Comparison], adapter: str) -> dict[str, Any]:
+    """The contract of `train` and `eval`.
+
+    Each baseline, by name, has its own `score`, and `difference`, `interval` and `p_value` of the adapter over it.
+    """
+    listed = {
+        name: {
+            "score": found.base,
+            "difference": found.difference,
+            "interval": list(found.interval),
+            "p_value": found.p_value,
+            "verdict": str(found.verdict),
+        }
+        for name, found in baselines.items()
+    }
+    return {"contract": CONTRACT, **result.to_json(), "baselines": listed, "adapter": adapter}

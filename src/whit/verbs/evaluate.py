@@ -1,0 +1,123 @@
+"""`whit eval`: is it better on these rows, by how much, and how sure is that?
+
+Rows that training saw are left out, and that is said. The exit code is the verdict's: 0 helped, 10 no worse,
+11 harmed, 12 not enough data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whit.data.rows import Row, content_key, read
+from whit.errors import DataError
+from whit.settings import EvalSettings
+from whit.talk import Talk
+from whit.verbs import common
+
+if TYPE_CHECKING:
+    from whit.evaluation.verdict import Comparison
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """A verdict on new rows. `left_out` counts rows that training had seen."""
+
+    adapter: str
+    result: Comparison
+    baselines: dict[str, Comparison]
+    left_out: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `whit eval --json`."""
+        return {**common.verdict_json(self.result, self.baselines, self.adapter), "left_out": self.left_out}
+
+    def to_text(self) -> str:
+        """The verdict in words."""
+        lines = [self.result.sentence()]
+        lines += [found.sentence(base=f"the {name}") for name, found in self.baselines.items()]
+        if self.left_out:
+            lines.append(f"{self.left_out:,} rows were left out: training had seen their input.")
+        return "\n".join(lines)
+
+    @property
+    def exit_code(self) -> int:
+        """The verdict's."""
+        return self.result.verdict.exit_code
+
+
+def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
+    """Compare an adapter with its base on rows that training never saw.
+
+    Raises `DataError` where no such row is left, and `AdapterError` or `BaseError` where one does not fit the other.
+    """
+    talk = talk or Talk(quiet=True)
+    special = common.open_specialist(settings.adapter)
+    rows = read(
+        settings.data,
+        prompt_column=settings.prompt_column,
+        completion_column=settings.completion_column,
+        limit=settings.limit,
+    ).rows
+    fresh = unseen(rows, special.folder)
+    if not fresh:
+        raise DataError(f"{settings.data}: all {len(rows):,} rows were seen in training; give rows that it never saw")
+    if len(fresh) < len(rows):
+        talk.say(f"{len(rows) - len(fresh):,} of {len(rows):,} rows were seen in training and are left out")
+    base = common.open_base(special.base_name(settings.base), dtype=settings.dtype, threads=settings.threads, talk=talk)
+
+    from whit.evaluation.proof import Examiner, longest_answer, null_adapter
+    from whit.evaluation.scoring import make_scorer, restore_scorer
+    from whit.evaluation.verdict import compare
+
+    card = special.card
+    if settings.score or card is None or not card.scorer:
+        scorer = make_scorer(settings.score or "auto", fresh)
+    else:
+        scorer = restore_scorer(card.scorer)
+    instruction = settings.instruction or (card.instruction if card else "") or None
+    known = card.settings.get("max_tokens") if card else None
+    most = settings.max_tokens or (int(known) if isinstance(known, int) else longest_answer(fresh, base))
+    examiner = Examiner(base, scorer, instruction, most)
+    with common.bound_to(base, special.adapter) as bound, talk.task(f"{len(fresh):,} rows: the adapter"):
+        tuned = examiner.system("the adapter", "adapter", fresh, bound=bound)
+    with talk.task("  the base"):
+        bare = examiner.system("the base", "base", fresh)
+    result = compare(bare.scores, tuned.scores, graded=scorer.graded)
+    others = []
+    if settings.baselines:
+        with talk.task("  a null adapter"), common.bound_to(base, null_adapter(special.adapter)) as null:
+            others.append(examiner.system("null adapter", "null", fresh, bound=null))
+    against = {other.name: compare(other.scores, tuned.scores, graded=scorer.graded) for other in others}
+    if settings.report:
+        _report(settings.report, special, fresh, bare, tuned, others, result, against)
+        talk.say(f"report: {settings.report}")
+    return EvalResult(settings.adapter, result, against, len(rows) - len(fresh))
+
+
+def unseen(rows: tuple[Row, ...], folder: Path | None) -> tuple[Row, ...]:
+    """The rows whose input training did not see, as far as the adapter's folder knows."""
+    path = folder / common.SEEN_NAME if folder else None
+    if path is None or not path.is_file():
+        return rows
+    seen = set(path.read_text("ascii", errors="replace").split())
+    return tuple(row for row in rows if content_key(row.turns)[:16] not in seen)
+
+
+def _report(
+    path: Path,
+    special: common.Specialist,
+    rows: tuple[Row, ...],
+    bare: Any,
+    tuned: Any,
+    others: list[Any],
+    result: Comparison,
+    against: dict[str, Comparison],
+) -> None:
+    from whit.evaluation.report import Report, save_report
+
+    if special.card is None:
+        raise DataError("--report needs the adapter's card; give the folder that `whit train` made")
+    card = replace(special.card, result=result, baselines=against)
+    save_report(Report(card=card, rows=rows, base=bare, tuned=tuned, others=others), path)
