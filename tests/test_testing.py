@@ -45,10 +45,12 @@ def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path, vocab: int) -> N
 
 
 def test_it_loads_in_well_under_a_second() -> None:
-    tiny_base()
-    start = time.perf_counter()
-    tiny_base()
-    assert time.perf_counter() - start < 1
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        tiny_base()
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1
 
 
 def test_its_files_go_when_it_goes() -> None:

