@@ -235,9 +235,8 @@ def _announce(
         f"{plan.evaluations} evaluations on up to {settings.validation_rows} rows"
     )
     seconds = _estimate(base, encoded, plan, examiner) * settings.seeds
-    talk.say(
-        f"time     about {clock(seconds)} to train{'' if settings.seeds == 1 else f' {settings.seeds} seeds'}, then the proof"
-    )
+    runs = "" if settings.seeds == 1 else f" {settings.seeds} seeds"
+    talk.say(f"time     about {clock(seconds)} to train{runs}, then the proof")
 
 
 def _estimate(base: Base, encoded: Sequence[Encoded], plan: Plan, examiner: Examiner) -> float:

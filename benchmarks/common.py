@@ -1,0 +1,92 @@
+"""What the benchmarks share: the task data, one machine line, rows as JSON.
+
+Data is found through WHIT_SHARED_DATA, else ../shared/data beside the checkout; none of it is in the project.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from whit.bases import Base, load_base
+from whit.data.rows import Row, read_rows
+from whit.evaluation.proof import Examiner
+from whit.evaluation.report import System
+from whit.evaluation.scoring import make_scorer
+
+INSTRUCTIONS = {
+    "sst2": "Is this movie review positive or negative? Answer with one word.",
+    "banking77": "Name the customer's intent.",
+    "clinc150": "Name the intent, or oos.",
+    "snips": "Turn the command into JSON.",
+    "sms_spam": "Is this message spam or ok?",
+}
+
+
+@dataclass
+class Task:
+    """A task: rows to learn from, rows to choose by (both of the train split), and dev, for the report alone."""
+
+    name: str
+    train: list[Row]
+    validation: list[Row]
+    dev: list[Row]
+    instruction: str = field(default="")
+
+
+def data_folder() -> Path:
+    named = os.environ.get("WHIT_SHARED_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "tasks").is_dir():
+        sys.exit(f"no task data at {folder}; set WHIT_SHARED_DATA to its folder")
+    return folder / "tasks"
+
+
+def task(name: str, *, rows: int, validation: int, dev: int | None = None) -> Task:
+    """The first `rows` training rows, and the `validation` rows after them; dev whole unless bounded."""
+    folder = data_folder() / name
+    train = read_rows(folder / "train.jsonl", limit=rows + validation)
+    held = read_rows(folder / "dev.jsonl", limit=dev)
+    if len(train) < rows + validation:
+        rows = len(train) - validation
+    return Task(name, train[:rows], train[rows:], held, INSTRUCTIONS[name])
+
+
+def examiner(base: Base, of: Task, *, max_tokens: int) -> Examiner:
+    return Examiner(base, make_scorer("auto", of.train), of.instruction, max_tokens)
+
+
+def open_base(name: str, dtype: str = "auto") -> Base:
+    return load_base(name, dtype=dtype)
+
+
+def mean(system: System) -> float:
+    return sum(score.value for score in system.scores) / len(system.scores)
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def report(rows: Sequence[dict[str, Any]]) -> None:
+    """Print results to stdout, a JSON object a line, the machine first."""
+    import torch
+
+    machine = {"cpu": _cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__, "day": time.strftime("%F")}
+    for row in ({"machine": machine}, *rows):
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

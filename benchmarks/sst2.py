@@ -1,0 +1,193 @@
+"""sst2 with SmolLM2-135M: accuracy on dev, and time to a validation accuracy, of whit's adapters and of TRL + PEFT.
+
+    python benchmarks/sst2.py xs lora tiny:120 tiny:13 trl
+
+Every system learns from the same first 2,000 training rows, is watched on the 300 rows after them, and is scored
+once on dev with the state that was best on those 300. Seconds are of training alone, evaluation left out. TRL's
+SFTTrainer runs with its defaults but for what would slow it here (bfloat16 autocast and gradient checkpointing
+are off) and with the learning rate given by --trl-rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from common import Task, examiner, mean, open_base, report, task, tell
+
+from whit.adapters.targets import all_targets
+from whit.adapters.tunable import Bound, tune_lora, tune_vector
+from whit.adapters.vector import tiny_spec, xs_spec
+from whit.evaluation.proof import Examiner
+from whit.evaluation.scoring import Score
+from whit.evaluation.verdict import compare
+from whit.training.sft import LEARNING_RATES, Plan, Progress, train
+
+TARGET = 0.86
+
+
+def fresh(base: Any, name: str) -> tuple[str, Bound]:
+    targets = all_targets(module for module, _ in base.model.named_modules())
+    indices = [target.index for target in targets]
+    kind, _, size = name.partition(":")
+    if kind == "lora":
+        return kind, tune_lora(base, targets, rank=int(size or 8), alpha=16.0, dropout=0.0, seed=0)
+    if kind == "xs":
+        return kind, tune_vector(base, xs_spec(indices, int(size or 2)))
+    numbers, _, groups = size.partition("/")
+    return kind, tune_vector(base, tiny_spec(indices, int(numbers), groups=int(groups) if groups else None))
+
+
+def run_whit(name: str, of: Task, exam: Examiner, options: argparse.Namespace) -> tuple[dict[str, Any], list[Score]]:
+    kind, bound = fresh(exam.base, name)
+    encoded = exam.encode(of.train, learn=True)
+    watch_rows = exam.encode(of.validation)
+    spent = {"evaluation": 0.0}
+    curve: list[tuple[float, float]] = []
+    state: dict[str, float] = {}
+    began = time.monotonic()
+
+    def score() -> float:
+        started = time.monotonic()
+        values = exam.score(exam.answer(watch_rows, bound), of.validation)
+        spent["evaluation"] += time.monotonic() - started
+        accuracy = sum(item.value for item in values) / len(values)
+        curve.append((started - began - spent["evaluation"] + (time.monotonic() - started), accuracy))
+        tell(f"{name}: {curve[-1][0]:.0f} s of training, validation {accuracy:.3f}")
+        return accuracy
+
+    def watch(progress: Progress) -> None:
+        state["loss"] = progress.loss
+        if progress.step % 20 == 0:
+            tell(f"{name}: step {progress.step}/{progress.steps}, loss {progress.loss:.3f}")
+
+    rate = options.rate or LEARNING_RATES[kind, options.optimizer]
+    plan = Plan(
+        epochs=options.epochs, batch=16, learning_rate=rate, optimizer=options.optimizer,
+        evaluations=options.evaluations, patience=99, seed=options.seed,
+    )  # fmt: skip
+    done = train(exam.base, bound, encoded, plan, score, watch=watch)
+    held = exam.system(name, "adapter", of.dev, bound=bound)
+    numbers, payload = bound.numbers, done.adapter.payload_bytes
+    bound.detach()
+    reached = next((seconds for seconds, accuracy in curve if accuracy >= TARGET), None)
+    row = {
+        "system": name, "numbers": numbers, "payload_bytes": payload, "optimizer": options.optimizer, "rate": rate,
+        "dev_accuracy": round(mean(held), 4), "dev_rows": len(of.dev), "best_step": done.best.step, "steps": done.steps,
+        "seconds_of_training": round(curve[-1][0], 1), "seconds_to_0.86": reached and round(reached, 1),
+        "tokens_per_second": round(done.tokens / curve[-1][0]),
+        "curve": [(round(seconds, 1), round(accuracy, 4)) for seconds, accuracy in curve],
+    }  # fmt: skip
+    return row, list(held.scores)
+
+
+def run_trl(of: Task, exam: Examiner, options: argparse.Namespace) -> tuple[dict[str, Any], list[Score]]:
+    import tempfile
+
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    base = exam.base
+    system = [{"role": "system", "content": of.instruction}]
+    rows = [
+        {
+            "prompt": [*system, {"role": "user", "content": row.prompt}],
+            "completion": [{"role": "assistant", "content": row.completion}],
+        }
+        for row in of.train
+    ]
+    watch_rows = exam.encode(of.validation)
+    curve: list[tuple[float, float]] = []
+    clock = {"began": 0.0, "evaluation": 0.0}
+    best: dict[str, Any] = {"score": -1.0, "state": {}, "step": 0}
+    steps = int(len(rows) * options.epochs / 8)
+    marks = {max(1, round(steps * turn / options.evaluations)) for turn in range(1, options.evaluations + 1)}
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+            if state.global_step not in marks:
+                return
+            started = time.monotonic()
+            model.eval()
+            values = exam.score(exam.answer(watch_rows), of.validation)
+            model.train()
+            accuracy = sum(item.value for item in values) / len(values)
+            curve.append((started - clock["began"] - clock["evaluation"], accuracy))
+            if accuracy > best["score"]:
+                trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+                best.update(score=accuracy, state=trained, step=state.global_step)
+            clock["evaluation"] += time.monotonic() - started
+            tell(f"trl: {curve[-1][0]:.0f} s of training, validation {accuracy:.3f}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = SFTConfig(
+            output_dir=folder, learning_rate=options.trl_rate, num_train_epochs=options.epochs, report_to=[],
+            bf16=False, gradient_checkpointing=False, save_strategy="no", logging_steps=20, seed=options.seed,
+            dataset_num_proc=None, use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = SFTTrainer(
+            model=base.model, args=config, train_dataset=Dataset.from_list(rows), processing_class=base.tokenizer,
+            peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+            callbacks=[Watch()],
+        )  # fmt: skip
+        numbers = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        clock["began"] = time.monotonic()
+        trainer.train()
+        with torch.no_grad():
+            for parameter_name, parameter in trainer.model.named_parameters():
+                if parameter_name in best["state"]:
+                    parameter.copy_(best["state"][parameter_name])
+        trainer.model.eval()
+        held = exam.system("TRL + PEFT lora r=8", "adapter", of.dev)
+    reached = next((seconds for seconds, accuracy in curve if accuracy >= TARGET), None)
+    row = {
+        "system": "trl", "numbers": numbers, "payload_bytes": numbers * 4, "optimizer": "adamw", "rate": options.trl_rate,
+        "dev_accuracy": round(mean(held), 4), "dev_rows": len(of.dev), "best_step": best["step"], "steps": steps,
+        "seconds_of_training": round(curve[-1][0], 1), "seconds_to_0.86": reached and round(reached, 1),
+        "curve": [(round(seconds, 1), round(accuracy, 4)) for seconds, accuracy in curve],
+    }  # fmt: skip
+    return row, list(held.scores)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="+", help="xs[:r], lora[:r], tiny:N[/groups], trl, base")
+    parser.add_argument("--base", default="smollm2")
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--validation", type=int, default=300)
+    parser.add_argument("--dev", type=int, help="only the first N dev rows")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--evaluations", type=int, default=8)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--optimizer", default="adam")
+    parser.add_argument("--trl-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    of = task("sst2", rows=options.rows, validation=options.validation, dev=options.dev)
+    base = open_base(options.base)
+    exam = examiner(base, of, max_tokens=4)
+    found: list[dict[str, Any]] = []
+    scores: dict[str, list[Score]] = {}
+    for name in sorted(options.systems, key=lambda name: name == "trl"):  # TRL leaves its layers in the model
+        if name == "base":
+            held = exam.system("base", "base", of.dev)
+            row, scores[name] = {"system": "base", "dev_accuracy": round(mean(held), 4)}, list(held.scores)
+        elif name == "trl":
+            row, scores[name] = run_trl(of, exam, options)
+        else:
+            row, scores[name] = run_whit(name, of, exam, options)
+        found.append(row)
+        report([row])
+    first = options.systems[0]
+    for name in options.systems[1:]:
+        against = compare(scores[name], scores[first])
+        pair = {"difference": round(against.difference, 4), "interval": [round(bound, 4) for bound in against.interval]}
+        report([{"compare": f"{first} minus {name}", **pair, "p_value": against.p_value}])
+
+
+if __name__ == "__main__":
+    main()
