@@ -93,6 +93,8 @@ def run(arguments: Any) -> None:
         network = instruct(recipe, network, windows, tokenizer, arguments)
     if "package" in arguments.stages:
         path = package.write(recipe, network.cpu(), tokenizer, arguments.output or folder / f"{recipe.name}.gguf")
+        listed = corpus.manifest(text_folder, recipe.mixture)
+        atomic_write(path.with_name("manifest.json"), json.dumps(listed, indent=1) + "\n")
         print(f"{path}: {path.stat().st_size} bytes", file=sys.stderr)
     if "score" in arguments.stages:
         result = figures(network, tokenizer, text_folder, list(recipe.mixture), arguments.score_bytes)
