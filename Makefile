@@ -1,0 +1,52 @@
+# What there is to do here. Each line is short; the work is in scripts/ and in whit itself.
+#
+#   make try      a fresh machine to a proven adapter: environment, install, check, train, eval, run
+#   make test     install what the tests need and run them (SLOW=1: the slow ones too, as CI does)
+#   make check    exactly what CI runs: style, types, docs and tests
+#   make docs     write the generated docs anew
+#   make bench    every figure that the README quotes (an hour or more)
+#
+# GPU=1 installs torch's CUDA build even where no NVIDIA GPU is seen.
+
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+TESTS ?= tests
+MARK = $(if $(filter-out 0 false,$(CI)$(SLOW)),,-m "not slow")
+
+.PHONY: help install try test lint types docs docs-check check bench dev clean
+
+help:
+	@sed -n '3,/^$$/s/^# \{0,1\}//p' Makefile
+
+install:
+	@$(PYTHON) scripts/install
+
+try: install
+	@scripts/try
+
+dev:
+	@$(PYTHON) scripts/install dev bench
+
+test: dev
+	python -m pytest -q $(MARK) $(TESTS)
+
+lint: dev
+	ruff check .
+	ruff format --check .
+
+types: dev
+	mypy
+
+docs: dev
+	python scripts/make_docs.py
+
+docs-check: dev
+	python scripts/make_docs.py --check
+
+check: lint types docs-check test
+
+bench: dev
+	@for each in benchmarks/*.py; do echo "+ python $$each" && python $$each || exit; done
+
+clean:
+	rm -rf .venv try .pytest_cache .mypy_cache .ruff_cache .hypothesis
