@@ -115,7 +115,8 @@ def _leading(W: Array, count: int) -> tuple[Array, Array]:
         with contextlib.suppress(ArpackNoConvergence):
             vectors = eigsh(product, k=count, ncv=max(40, 4 * count), tol=0, v0=start, maxiter=500)[1]
     if vectors is None:
-        vectors = eigh(gram, subset_by_index=[size - count, size - 1], check_finite=False)[1]
+        # All of them: asked for a part of a tight cluster, LAPACK's other drivers may give back fewer.
+        vectors = eigh(gram, driver="evd", check_finite=False)[1][:, size - count :]
     # The Gram matrix squares the values; taking them again from W keeps the small ones exact.
     if wide:
         image = W.T @ vectors

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _LARGEST_CONFIG, _LARGEST_WEIGHTS = 1 << 20, 4 << 30
 _PREFIX = "base_model.model."
+_BASE_NOTE = "whit_base_fingerprint"
 _DTYPES = ("torch.float32", "torch.float16", "torch.bfloat16")
 # Settings that change what a LoRA computes, and the only values of them that whit reads.
 _REFUSED = {
@@ -107,6 +108,7 @@ class LoraWeights:
                 for key in file.keys():  # noqa: SIM118
                     name, side = _parse_key(key, weights)
                     (A if side == "A" else B)[name] = file.get_tensor(key)
+                about = file.metadata() or {}
         except (SafetensorError, OSError, ValueError) as error:
             raise DamagedAdapter(f"{weights}: not a whole safetensors file ({error})") from error
         rank = int(config["r"])
@@ -125,7 +127,7 @@ class LoraWeights:
             alpha=float(config.get("lora_alpha", rank)),
             A=A,
             B=B,
-            base=str(config.get("whit_base_fingerprint") or ""),
+            base=about.get(_BASE_NOTE, ""),
             base_name=str(config.get("base_model_name_or_path") or ""),
             dropout=float(config.get("lora_dropout", 0.0)),
         )
@@ -149,9 +151,10 @@ class LoraWeights:
             "target_modules": sorted(self.A),
             "bias": "none",
             "inference_mode": True,
-            "whit_base_fingerprint": self.base,
         }
-        atomic_write(path / WEIGHTS_NAME, save(tensors, metadata={"format": "pt"}))
+        # In the tensors' own note: PEFT warns of settings that it does not know.
+        about = {"format": "pt", _BASE_NOTE: self.base}
+        atomic_write(path / WEIGHTS_NAME, save(tensors, metadata=about))
         # The config comes last: a folder that has one is whole.
         atomic_write(path / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
         return path / WEIGHTS_NAME
