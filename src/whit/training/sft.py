@@ -154,30 +154,27 @@ class _Run:
         self.best_parameters: list[torch.Tensor] = []
         self.losses: list[float] = []
         self.epoch_order: tuple[int, list[list[int]]] | None = None
+        self.exact: list[torch.Tensor] | None = None  # the numbers, while rounded ones stand in for them
+        self.torn = False  # whether an interrupt now would find half a step
 
     def go(self) -> Trained:
         self._restore()
         began = time.monotonic() - self.seconds
         saved = time.monotonic()
-        stopped = self._done_early()
         try:
-            if not self.curve and self.step == 0:
-                # What the start scores belongs to the curve; it also becomes the state to fall back to.
-                self._evaluate(began)
-            while self.step < self.steps and not stopped:
+            # What the start scores belongs to the curve; it also becomes the state to fall back to. In a resumed
+            # run this is the evaluation, if any, that the interrupt cut short.
+            self._evaluate_if_due(began)
+            while self.step < self.steps and not self._done_early():
                 loss = self._one_step()
                 self.seconds = time.monotonic() - began
-                if self.step in self.marks:
-                    self._evaluate(began)
-                    stopped = self._done_early()
-                    self._save()
-                    saved = time.monotonic()
-                elif time.monotonic() - saved > self.plan.checkpoint_seconds:
+                if self._evaluate_if_due(began) or time.monotonic() - saved > self.plan.checkpoint_seconds:
                     self._save()
                     saved = time.monotonic()
                 self._tell(loss)
         except (KeyboardInterrupt, Interrupted) as error:
-            self._save()
+            if not self.torn:
+                self._save()
             where = (
                 f"; go on with the same command and --resume ({self.plan.checkpoint})" if self.plan.checkpoint else ""
             )
@@ -191,7 +188,7 @@ class _Run:
             steps=self.step,
             seconds=time.monotonic() - began,
             tokens=self.tokens,
-            stopped_early=stopped,
+            stopped_early=self.step < self.steps,
         )
 
     def _one_step(self) -> float:
@@ -206,24 +203,30 @@ class _Run:
         size = math.ceil(len(places) / self.plan.accumulate)
         parts = [collate([self.rows[place] for place in places[at : at + size]]) for at in range(0, len(places), size)]
         targets = sum(len(part.wanted) for part in parts)
-        total = 0.0
+        total, suspects = 0.0, list[str]()
         gradients: list[torch.Tensor] = []
         for parameter in self.bound.parameters():
             parameter.grad = None
         for part in parts:
-            total += self._accumulate(part, targets, len(places), gradients)
-            self.tokens += part.size
+            share, infinite = self._accumulate(part, targets, len(places), gradients)
+            total += share
+            suspects += infinite
         if isinstance(self.bound, BoundLora):
             self.bound.train(False)
-        self._refuse_nan(total, parts)
+        self._refuse_nan(total, gradients, suspects or [name for part in parts for name in part.rows])
         rate = self.plan.learning_rate * schedule(self.step, self.steps, self.plan.warmup)
+        self.torn = True
         self.optimizer.step(rate, torch.cat(gradients) if gradients else None)
         self.step += 1
         self.losses.append(total)
+        self.tokens += sum(part.size for part in parts)
+        self.torn = False
         return total
 
-    def _accumulate(self, part: Batch, targets: int, rows: int, gradients: list[torch.Tensor]) -> float:
-        """Add one part's gradient; returns its share of the step's mean loss."""
+    def _accumulate(
+        self, part: Batch, targets: int, rows: int, gradients: list[torch.Tensor]
+    ) -> tuple[float, list[str]]:
+        """Add one part's gradient; its share of the step's mean loss, and the rows whose own loss is not finite."""
         if self.optimizer.per_row and isinstance(self.bound, BoundVector):
             each = self.bound.v.detach().expand(len(part.rows), -1).clone().requires_grad_(True)
             with self.bound.rows(each):
@@ -232,41 +235,51 @@ class _Run:
             (losses.sum() * rows / targets).backward()
             assert each.grad is not None
             gradients.append(each.grad)
-            return float(losses.detach().sum()) / targets
+            return float(losses.detach().sum()) / targets, _not_finite(losses, part)
         with self.bound.active():
             losses = loss_of(self.base, part)
             loss = losses.sum() / targets
             loss.backward()
-        return float(loss.detach())
+        return float(loss.detach()), _not_finite(losses, part)
 
-    def _refuse_nan(self, loss: float, parts: Sequence[Batch]) -> None:
-        finite = all(
-            parameter.grad is None or bool(torch.isfinite(parameter.grad).all())
-            for parameter in self.bound.parameters()
-        )
-        if math.isfinite(loss) and finite:
+    def _refuse_nan(self, loss: float, rows: Sequence[torch.Tensor], names: Sequence[str]) -> None:
+        """Stop at a loss or gradient that is not finite; `rows` are gradients of single rows, if they were taken."""
+        gradients = [parameter.grad for parameter in self.bound.parameters() if parameter.grad is not None]
+        if math.isfinite(loss) and all(bool(torch.isfinite(part).all()) for part in (*gradients, *rows)):
             return
         self._save()
-        names = ", ".join(name for part in parts for name in part.rows)
+        what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient became infinite or NaN"
         raise TrainingError(
-            f"the loss became {loss} at step {self.step + 1}, on rows {names}; the last good state is kept. "
+            f"{what} at step {self.step + 1}, on rows {', '.join(names)}; the last good state is kept. "
             "Look at those rows, or lower --learning-rate"
         )
 
+    def _evaluate_if_due(self, began: float) -> bool:
+        due = self.step == 0 or self.step in self.marks
+        if not due or (self.curve and self.curve[-1].step == self.step):
+            return False
+        self._evaluate(began)
+        return True
+
     def _evaluate(self, began: float) -> None:
-        exact = [parameter.detach().clone() for parameter in self.bound.parameters()]
-        # What is scored is what would be stored: the numbers rounded to their type.
-        self.bound.load(self.bound.export())
-        score = self.score()
-        self._put(exact)
+        self.exact = exact = [parameter.detach().clone() for parameter in self.bound.parameters()]
+        try:
+            # What is scored is what would be stored: the numbers rounded to their type.
+            self.bound.load(self.bound.export())
+            score = self.score()
+        finally:
+            self._put(exact)
+        self.exact = None
         self.seconds = time.monotonic() - began
         loss = sum(self.losses) / len(self.losses) if self.losses else float("nan")
         point = Point(self.step, loss, score, self.seconds)
+        self.torn = True
         self.losses = []
         self.curve.append(point)
         # Until the score has risen above the start's, a later state is preferred among equals.
         if self.best is None or score > self.best.score or (score == self.best.score and not self._risen()):
             self.best, self.best_parameters = point, exact
+        self.torn = False
 
     def _risen(self) -> bool:
         return self.best is not None and self.best.score > self.curve[0].score
@@ -289,7 +302,8 @@ class _Run:
     def _save(self) -> None:
         if self.plan.checkpoint is None or self.best is None:
             return
-        tensors = {f"now.{at}": part.detach() for at, part in enumerate(self.bound.parameters())}
+        now = self.exact if self.exact is not None else self.bound.parameters()
+        tensors = {f"now.{at}": part.detach() for at, part in enumerate(now)}
         tensors |= {f"best.{at}": part for at, part in enumerate(self.best_parameters)}
         tensors |= {f"optimizer.{name}": part for name, part in self.optimizer.state().items()}
         about: dict[str, Any] = {
@@ -319,6 +333,12 @@ class _Run:
         self.losses = list(about["losses"])
         self.curve = [Point(**point) for point in about["curve"]]
         self.best = Point(**about["best"])
+
+
+def _not_finite(losses: torch.Tensor, part: Batch) -> list[str]:
+    """Ids of the rows that have a loss which is not finite."""
+    bad = ~torch.isfinite(losses.detach()).cpu()
+    return [part.rows[place] for place in part.at[bad, 0].unique().tolist()] if bool(bad.any()) else []
 
 
 def _optimizer(bound: Bound, plan: Plan) -> Optimizer:

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whit.errors import AdapterError
+from whit.errors import AdapterError, UsageError
 from whit.talk import Talk
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ CARD_NAME, REPORT_NAME, HELD_OUT_NAME, SEEN_NAME = "card.json", "report.html", "
 
 @dataclass(frozen=True)
 class Specialist:
-    """An adapter with what is known of it. `folder` is None where it came as a file or as text."""
+    """An adapter with what is known of it. `folder` is None where it came as text, or as a file without its card."""
 
     adapter: Adapter
     card: Card | None
@@ -55,7 +56,7 @@ def open_specialist(where: str) -> Specialist:
     card = load_card(folder / CARD_NAME) if (folder / CARD_NAME).is_file() else None
     if card is not None and adapter.base and not card.base_fingerprint.startswith(adapter.base[:16]):
         card = None  # a card that lies beside another adapter's file says nothing of this one
-    return Specialist(adapter, card, folder if path.is_dir() else None)
+    return Specialist(adapter, card, folder if path.is_dir() or card is not None else None)
 
 
 def open_base(name: str, *, dtype: str, threads: int | None, talk: Talk) -> Base:
@@ -89,6 +90,13 @@ def fetching(talk: Talk, name: str) -> Any:
     return tell
 
 
+def require_finite(settings: Any) -> None:
+    """Raise `UsageError` for an option that is NaN or infinite; ranges do not catch NaN."""
+    for name, value in vars(settings).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be a finite number")
+
+
 def use_threads(threads: int | None) -> None:
     """Compute with this many threads from here on."""
     if threads:
@@ -98,12 +106,19 @@ def use_threads(threads: int | None) -> None:
 
 
 @contextlib.contextmanager
-def bound_to(base: Base, adapter: Adapter) -> Iterator[Any]:
-    """The adapter in its place for the length of a block."""
+def bound_to(base: Base, adapter: Adapter, *, check: bool = True) -> Iterator[Any]:
+    """The adapter in its place for the length of a block.
+
+    With `check`, an adapter that changes no logit of the base is an `AdapterError` that says why.
+    """
     from whit.adapters.tunable import bind
 
     bound = bind(base, adapter)
     try:
+        if check:
+            from whit.adapters.interop.check import assert_changes
+
+            assert_changes(base, bound)
         yield bound
     finally:
         bound.detach()

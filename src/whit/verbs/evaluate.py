@@ -53,6 +53,7 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
     Raises `DataError` where no such row is left, and `AdapterError` or `BaseError` where one does not fit the other.
     """
     talk = talk or Talk(quiet=True)
+    common.require_finite(settings)
     special = common.open_specialist(settings.adapter)
     rows = read(
         settings.data,
@@ -87,7 +88,7 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
     result = compare(bare.scores, tuned.scores, graded=scorer.graded)
     others = []
     if settings.baselines:
-        with talk.task("  a null adapter"), common.bound_to(base, null_adapter(special.adapter)) as null:
+        with talk.task("  a null adapter"), common.bound_to(base, null_adapter(special.adapter), check=False) as null:
             others.append(examiner.system("null adapter", "null", fresh, bound=null))
     against = {other.name: compare(other.scores, tuned.scores, graded=scorer.graded) for other in others}
     if settings.report:

@@ -46,7 +46,8 @@ def prove(
     rows = split.test
     with talk.task(f"Proof on {len(rows):,} held-out rows: the base"):
         bare = examiner.system("the base", "base", rows)
-    with common.bound_to(examiner.base, trained.adapter) as bound:
+    # Where no step was better than the start, the start is what was kept: nothing, and the report says so.
+    with common.bound_to(examiner.base, trained.adapter, check=trained.best.step > 0) as bound:
         with talk.task("  the adapter"):
             tuned = examiner.system("the adapter", "adapter", rows, bound=bound)
         kept = forgetting(examiner.base, bound)
@@ -99,7 +100,7 @@ def baseline_systems(
                     talk.say(f"  {count}-shot prompts do not fit the context of every held-out row; left out")
     with (
         talk.task("  a null adapter"),
-        common.bound_to(examiner.base, null_adapter(trained.adapter, seed=settings.seed)) as null,
+        common.bound_to(examiner.base, null_adapter(trained.adapter, seed=settings.seed), check=False) as null,
     ):
         found.append(examiner.system("null adapter", "null", split.test, bound=null, note="same shape, random numbers"))
     reason = why_not(split.train, examiner.scorer.name)

@@ -58,6 +58,7 @@ class Speaker:
 def speaker(settings: RunSettings | ChatSettings, talk: Talk, *, bare: bool = False) -> Iterator[Speaker]:
     """Open what `settings.adapter` names: an adapter with its base, or a base alone."""
     name = settings.adapter
+    common.require_finite(settings)
     if not _is_adapter(name):
         base = common.open_base(name, dtype=settings.dtype, threads=settings.threads, talk=talk)
         yield Speaker(base, None, settings.instruction)
@@ -153,6 +154,7 @@ def _is_adapter(name: str) -> bool:
     if path.is_dir():
         return not (path / "config.json").is_file()
     try:
-        return not resolve(name).present
+        reference = resolve(name)
+        return reference.known is None and not reference.present
     except BaseError:
         return True

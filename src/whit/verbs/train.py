@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _ROWS_SEEN = 4000
 _STATE = "state"
-_NOT_PART_OF_A_RUN = ("out", "resume", "threads", "baselines", "shots")
+# Rows and base are known by their content, wherever they lie.
+_NOT_PART_OF_A_RUN = ("data", "test_data", "base", "out", "resume", "threads", "baselines", "shots")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     Raises `DataError`, `BaseError`, `UsageError`, `TrainingError`, `StorageError`, or `Interrupted` (its state saved).
     """
     talk = talk or Talk(quiet=True)
-    folder = settings.out or Path(settings.data.stem)
+    common.require_finite(settings)
+    folder = _out(settings)
     reading, split = read_and_split(settings)
     for note in reading.notes:
         talk.say(f"note: {note}")
@@ -88,12 +90,32 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     from whit.verbs.prove import prove
 
     trained.adapter.save(folder)
+    _remove_other_kind(folder, trained.adapter)
     atomic_seen(folder, split)
     card = prove(settings, examiner, split, trained, seeds, folder, talk)
     for leftover in state.glob("*"):
         leftover.unlink()
     state.rmdir()
     return TrainResult(folder, card, trained.adapter)
+
+
+def _out(settings: TrainSettings) -> Path:
+    """The folder to write to. Raises `UsageError` where that is the data, or a file."""
+    folder = settings.out or Path(settings.data.stem)
+    if folder.resolve() == settings.data.resolve():
+        raise UsageError(f"{folder} is the data; name another folder for the adapter with --out")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder for the adapter with --out")
+    return folder
+
+
+def _remove_other_kind(folder: Path, adapter: Adapter) -> None:
+    """Take away the adapter of an earlier run of another kind, which would be read in this one's place."""
+    from whit.adapters.adapter import FILE_NAME
+    from whit.adapters.lora import CONFIG_NAME, WEIGHTS_NAME
+
+    for name in (FILE_NAME,) if adapter.lora is not None else (CONFIG_NAME, WEIGHTS_NAME):
+        (folder / name).unlink(missing_ok=True)
 
 
 def read_and_split(settings: TrainSettings) -> tuple[Any, Split]:
@@ -191,6 +213,8 @@ def _plan(settings: TrainSettings, kind: str, rows: int, run: str, state: Path) 
     from whit.training.sft import LEARNING_RATES, Plan
 
     rate = settings.learning_rate or LEARNING_RATES.get((kind, settings.optimizer))
+    if rate is not None and rate < 0:
+        raise UsageError(f"--learning-rate {rate:g}: must be above 0")
     if rate is None:
         raise UsageError(f"--optimizer {settings.optimizer} works on vector adapters (tiny, xs); use adam for {kind}")
     return Plan(
