@@ -79,7 +79,8 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
     """Print results to stdout, a JSON object a line, the machine first."""
     import torch
 
-    machine = {"cpu": _cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__, "day": time.strftime("%F")}
+    machine = {"cpu": _cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine["day"] = time.strftime("%F")
     for row in ({"machine": machine}, *rows):
         print(json.dumps(row, ensure_ascii=False), flush=True)
 
