@@ -63,7 +63,7 @@ def main() -> None:
                 "most_ms": round(max(times), 2),
                 "basis_seconds": round(basis_seconds, 2),
             }
-        ]  # fmt: skip
+        ]
     )
 
 

@@ -65,7 +65,7 @@ def run_whit(name: str, of: Task, exam: Examiner, options: argparse.Namespace) -
 
     rate = options.rate or LEARNING_RATES[kind, options.optimizer]
     plan = Plan(
-        epochs=options.epochs, batch=16, learning_rate=rate, optimizer=options.optimizer,
+        epochs=options.epochs, batch=options.batch, learning_rate=rate, optimizer=options.optimizer,
         evaluations=options.evaluations, patience=99, seed=options.seed,
     )  # fmt: skip
     done = train(exam.base, bound, encoded, plan, score, watch=watch)
@@ -145,7 +145,8 @@ def run_trl(of: Task, exam: Examiner, options: argparse.Namespace) -> tuple[dict
         held = exam.system("TRL + PEFT lora r=8", "adapter", of.dev)
     reached = next((seconds for seconds, accuracy in curve if accuracy >= TARGET), None)
     row = {
-        "system": "trl", "numbers": numbers, "payload_bytes": numbers * 4, "optimizer": "adamw", "rate": options.trl_rate,
+        "system": "trl", "numbers": numbers, "payload_bytes": numbers * 4, "optimizer": "adamw",
+        "rate": options.trl_rate,
         "dev_accuracy": round(mean(held), 4), "dev_rows": len(of.dev), "best_step": best["step"], "steps": steps,
         "seconds_of_training": round(curve[-1][0], 1), "seconds_to_0.86": reached and round(reached, 1),
         "curve": [(round(seconds, 1), round(accuracy, 4)) for seconds, accuracy in curve],
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--evaluations", type=int, default=8)
     parser.add_argument("--rate", type=float)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--trl-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

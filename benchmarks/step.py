@@ -2,9 +2,9 @@
 
     python benchmarks/step.py --base smollm2
 
-The peer computes the same loss and the gradient of its input embeddings: every activation's gradient, no
-adapter (its layers
-are in place, unset, which costs a Python call each). The two take turns on the same batches; the ratio is taken pair by pair, its median printed.
+The peer computes the same loss and the gradient of its input embeddings: every activation's gradient, no adapter
+(its layers are in place, unset, which costs a Python call each). The two take turns on the same batches; the ratio
+is taken pair by pair, its median printed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
                 "bare_tokens_per_second": round(tokens / sum(pair[1] for pair in pairs[1:])),
                 "ratio": round(statistics.median(ratios), 3),
                 "ratio_least_most": [round(ratios[0], 3), round(ratios[-1], 3)],
-            }  # fmt: skip
+            }
         )
     report(found)
 

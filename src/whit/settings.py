@@ -41,7 +41,9 @@ class TrainSettings(DataColumns):
     """Options of `whit train`."""
 
     data: Path = argument("Rows to learn from: JSONL, CSV, Parquet or a datasets folder.")
-    base: str = option(DEFAULT_BASE, "The model to specialise: a name of `whit bases`, a .gguf file, a folder or a hub id.")
+    base: str = option(
+        DEFAULT_BASE, "The model to specialise: a name of `whit bases`, a .gguf file, a folder or a hub id."
+    )
     out: Path | None = option(None, "Folder for the adapter, its card and the report (default: the data's name).")
     instruction: str | None = option(None, "What the base is told before every row.")
     kind: str | None = option(
@@ -62,18 +64,24 @@ class TrainSettings(DataColumns):
     test: float = option(0.2, "Share of rows held out for the verdict.", least=0.0, most=0.8)
     test_data: Path | None = option(None, "Held-out rows from a file of their own, instead of a share.")
     limit: int | None = option(None, "Use only the first N rows of the file.", least=1)
-    epochs: float | None = option(None, "Passes over the training rows (default: about 4,000 rows in all, 1 to 12).", least=0.01)
-    batch: int = option(16, "Rows in a step.", least=1)
+    epochs: float | None = option(
+        None, "Passes over the training rows (default: about 4,000 rows in all, 1 to 12).", least=0.01
+    )
+    batch: int = option(8, "Rows in a step.", least=1)
     accumulate: int = option(1, "Parts a step is computed in, to save memory.", least=1)
     learning_rate: float | None = option(None, "Peak learning rate (default: by kind and optimiser).")
     warmup: float = option(0.1, "Share of the steps in which the learning rate rises.", least=0.0, most=1.0)
-    optimizer: str = option("adam", "adam, or natural: full-matrix natural gradient (vector adapters).", choices=OPTIMIZERS)
+    optimizer: str = option(
+        "adam", "adam, or natural: full-matrix natural gradient (vector adapters).", choices=OPTIMIZERS
+    )
     evaluations: int = option(8, "How often the validation rows are answered during training.", least=1)
     validation_rows: int = option(200, "At most this many validation rows are answered each time.", least=1)
     patience: int = option(4, "Stop after this many evaluations without a better score.", least=1)
     seeds: int = option(1, "Train this many times from different seeds and keep the best on validation.", least=1)
     seed: int = option(0, "Seed of the split, the order of rows and the starting point.", least=0)
-    shots: tuple[int, ...] = option((2, 4, 8), "Few-shot baselines to try; the best on validation is reported.", many=True)
+    shots: tuple[int, ...] = option(
+        (2, 4, 8), "Few-shot baselines to try; the best on validation is reported.", many=True
+    )
     baselines: bool = option(True, "Measure the baselines (few-shot, null adapter, linear classifier).")
     max_tokens: int | None = option(None, "Longest answer in tokens (default: by the training answers).", least=1)
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
@@ -162,7 +170,9 @@ class CheckSettings(DataColumns):
     """Options of `whit check`."""
 
     data: Path = argument("Rows to look at.")
-    against: tuple[Path, ...] = option((), "Further files (test rows, say) that should share no row with it.", many=True)
+    against: tuple[Path, ...] = option(
+        (), "Further files (test rows, say) that should share no row with it.", many=True
+    )
     base: str | None = option(None, "Also find rows beyond this base's context.")
     fix: Path | None = option(None, "Write a cleaned copy here and list each change.")
 

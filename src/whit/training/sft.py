@@ -29,7 +29,7 @@ from whit.training.checkpoint import load_checkpoint, save_checkpoint
 from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
 
 LEARNING_RATES = {
-    ("xs", "adam"): 8e-3,
+    ("xs", "adam"): 1e-2,
     ("tiny", "adam"): 1e-2,
     ("lora", "adam"): 5e-4,
     ("xs", "natural"): 0.1,
