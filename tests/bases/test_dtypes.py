@@ -56,3 +56,11 @@ def test_what_is_asked_for_is_given(cache: Path) -> None:
     assert choose_dtype("bfloat16", "cpu") == torch.bfloat16
     with pytest.raises(UsageError, match="float16"):
         choose_dtype("float16", "cpu")
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="'nonsense' is not known"):
+        choose_dtype("auto", "nonsense")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no CUDA device"):
+        choose_dtype("float32", "cuda")

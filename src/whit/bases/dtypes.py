@@ -30,6 +30,12 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
     if dtype not in DTYPES:
         raise UsageError(f"the number type {dtype!r} is not known; use one of {', '.join(DTYPES)}.")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"the device {device!r} is not known; use cpu, or cuda where there is one.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device here (or this torch was built without CUDA); use cpu.")
     if dtype == "auto":
         dtype = fastest_dtype(device)
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
