@@ -29,7 +29,7 @@ from models.score import network_bits
 from whit.errors import UsageError, WhitError
 from whit.files import atomic_write
 
-STAGES = ("pretrain", "instruct", "package", "score")
+STAGES = ("pretrain", "instruct", "package", "manifest", "score")
 
 
 def instruction_recipe(recipe: Recipe) -> Recipe:
@@ -93,9 +93,10 @@ def run(arguments: Any) -> None:
         network = instruct(recipe, network, windows, tokenizer, arguments)
     if "package" in arguments.stages:
         path = package.write(recipe, network.cpu(), tokenizer, arguments.output or folder / f"{recipe.name}.gguf")
-        listed = corpus.manifest(text_folder, recipe.mixture)
-        atomic_write(path.with_name("manifest.json"), json.dumps(listed, indent=1) + "\n")
         print(f"{path}: {path.stat().st_size} bytes", file=sys.stderr)
+    if "manifest" in arguments.stages:
+        listed = corpus.manifest(text_folder, recipe.mixture)
+        atomic_write(folder / "manifest.json", json.dumps(listed, indent=1) + "\n")
     if "score" in arguments.stages:
         result = figures(network, tokenizer, text_folder, list(recipe.mixture), arguments.score_bytes)
         atomic_write(folder / "figures.json", json.dumps(result, indent=1) + "\n")
