@@ -64,13 +64,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def cache_folder() -> Path:
-    """Where whit keeps what can be made or fetched again: `$WHIT_CACHE`, else the user's cache folder."""
-    named = os.environ.get("WHIT_CACHE")
-    if named:
-        return Path(named)
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("whit"))

@@ -208,9 +208,9 @@ def basis_of(base: Base, rank: int) -> Basis:
 
 
 def _cache_path(base_fingerprint: str, rank: int) -> Path:
-    from whit.files import cache_folder
+    from whit.bases.cache import cache_folder
 
-    return cache_folder() / "bases" / base_fingerprint[:32] / f"basis-{RULES}-r{rank}.safetensors"
+    return cache_folder() / "basis" / base_fingerprint[:32] / f"basis-{RULES}-r{rank}.safetensors"
 
 
 def save_basis(basis: Basis, path: str | Path) -> None:
