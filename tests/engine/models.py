@@ -51,11 +51,19 @@ def encode(weights: np.ndarray, kind: Type, seed: int = 0) -> tuple[np.ndarray, 
 
 def permute(weights: np.ndarray, heads: int) -> np.ndarray:
     """The order of rows that GGUF keeps for rotary embeddings."""
-    return weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+    return (
+        weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weights.shape)
+    )
 
 
 def unpermute(weights: np.ndarray, heads: int) -> np.ndarray:
-    return weights.reshape(heads, weights.shape[0] // heads // 2, 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+    return (
+        weights.reshape(heads, weights.shape[0] // heads // 2, 2, *weights.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weights.shape)
+    )
 
 
 def tokenizer_of(folder: Path) -> dict[str, Any]:
@@ -101,7 +109,9 @@ def write_model(path: Path, tokenizer: dict[str, Any], kind: Type, shape: Shape 
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
     writer.add_token_types([3 if number in added else 1 for number in range(len(tokens))])
-    writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in tokenizer["model"]["merges"]])
+    writer.add_token_merges(
+        [" ".join(pair) if isinstance(pair, list) else pair for pair in tokenizer["model"]["merges"]]
+    )
     writer.add_bos_token_id(tokens.index("<|im_start|>"))
     writer.add_eos_token_id(tokens.index("<|im_end|>"))
     writer.add_chat_template("{{ messages }}")

@@ -84,7 +84,9 @@ def test_rows_of_a_batch_have_their_own_adapters(engine: Any, tiny_file: Any) ->
     engine.add_basis(write_basis(basis_for(tiny_file[1], 2)))
     handles = [-1]
     for seed, spec in enumerate(SPECS):
-        handles.append(engine.vector_adapter(spec.kind, 2, spec.targets, spec.numbers, groups=spec.groups, seed=spec.seed))
+        handles.append(
+            engine.vector_adapter(spec.kind, 2, spec.targets, spec.numbers, groups=spec.groups, seed=spec.seed)
+        )
         engine.set_numbers(handles[-1], random_numbers(spec.numbers, seed=seed))
     handles.append(engine.lora_adapter(2, 4.0, ALL))
     engine.set_numbers(handles[-1], random_numbers(len(engine.numbers(handles[-1])), seed=8, scale=0.1))

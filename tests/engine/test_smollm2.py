@@ -85,7 +85,7 @@ def test_gradients_of_a_lora_on_smollm2(both: tuple[Engine, Any]) -> None:
         logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(completion))
         expected.backward()
-    assert loss[0] / len(completion) == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert loss[0] / len(completion) == pytest.approx(float(expected.detach()), rel=1e-3)
     found = trainer.state("gradient")
     grad = leaf.grad.numpy()
     assert np.linalg.norm(found - grad) < 1e-3 * np.linalg.norm(grad)
