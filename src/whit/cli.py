@@ -2,13 +2,15 @@
 
 Flags come from the settings dataclasses; `whit.toml` beside the data (or in the current folder) may hold any
 option under a table of the command's name. Command line beats file beats default. The answer goes to stdout,
-talk to stderr, and the exit code says which kind of failure it was (see `whit.errors`).
+talk to stderr, and the exit code says which kind of failure it was (see `whit.errors`; 141 where the reader of
+stdout went away).
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields
@@ -66,19 +68,40 @@ COMMANDS = (
 )  # fmt: skip
 
 
+_CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE ended
+
+
+class _Example(click.Command):
+    """A command whose help begins with an example."""
+
+    example: tuple[str, ...] = ()
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for line in self.example:
+            formatter.write(f"$ {line}\n")
+        formatter.write_paragraph()
+        super().format_help(ctx, formatter)
+
+
+class _Whit(_Example, click.Group):
+    """The command of commands."""
+
+    example = (
+        "whit train rows.jsonl          # split, tune, prove: makes the folder rows/",
+        'whit run rows "some input"     # use it',
+    )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # the main job first, not the alphabet
+
+
 def build() -> click.Group:
     """The whole command line."""
 
-    @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+    @click.group(cls=_Whit, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
     @click.version_option(package_name="whit")
     def whit() -> None:
-        """Specialise small language models with very small adapters, and prove that they help.
-
-        \b
-        Start here:
-          whit train rows.jsonl        split, tune, prove
-          whit run rows "some input"   use it
-        """
+        """Specialise small language models with very small adapters, and prove that they help."""
 
     for command in COMMANDS:
         whit.add_command(_click_command(command))
@@ -94,13 +117,11 @@ def main() -> None:
     except WhitError as error:
         print(f"whit: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
 
 
 def _click_command(command: Command) -> click.Command:
@@ -114,13 +135,11 @@ def _click_command(command: Command) -> click.Command:
             help="Options from this file, not ./whit.toml.",
         )
     )
-    return click.Command(
-        command.name,
-        params=parameters,
-        callback=_caller(command),
-        help=f"\b\n$ {command.example}\n\n{command.help}",
-        short_help=command.help,
+    built = _Example(
+        command.name, params=parameters, callback=_caller(command), help=command.help, short_help=command.help
     )
+    built.example = (command.example,)
+    return built
 
 
 def _parameter(part: Field[Any], hint: Any) -> click.Parameter:
@@ -133,7 +152,8 @@ def _parameter(part: Field[Any], hint: Any) -> click.Parameter:
     flag = "--" + part.name.replace("_", "-")
     # Defaults stand in the settings alone: an option that was not given is None here, so that a file can speak.
     if hint is bool:
-        spelt = f"{flag}/--no-{flag[2:]}" if default else flag
+        # Both ways round, so that the command line can take back what a file says.
+        spelt = f"{flag}/--no-{flag[2:]}"
         return click.Option([spelt, part.name], is_flag=True, default=None, help=_help(about, default))
     return click.Option(
         [flag, part.name], type=kind, default=None, multiple=bool(about.get("many")), help=_help(about, default)
@@ -171,7 +191,8 @@ def _caller(command: Command) -> Callable[..., int]:
 
         stated = {key: value for key, value in given.items() if value not in (None, ())}
         beside = stated.get("data")
-        from_file = read_config(command.name, command.settings, config, Path(beside).parent if beside else Path())
+        folder = Path(beside).parent if beside else Path()
+        from_file = read_config(command.name, command.settings, config, folder, tuple(each.name for each in COMMANDS))
         settings = command.settings(**{**from_file, **stated})
         module, _, function = command.verb.partition(":")
         verb = getattr(importlib.import_module(module), function)
@@ -179,28 +200,35 @@ def _caller(command: Command) -> Callable[..., int]:
         if result is None:
             return 0
         if as_json:
-            print(json.dumps(result.to_json(), ensure_ascii=False, allow_nan=False, indent=2))
+            _answer(json.dumps(result.to_json(), ensure_ascii=False, allow_nan=False, indent=2))
         elif text := result.to_text():
-            print(text)
+            _answer(text)
         return int(getattr(result, "exit_code", 0))
 
     return call
 
 
+def _answer(text: str) -> None:
+    """Print the answer; end quietly where nobody reads it any more."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is left in the buffer is flushed at exit, and would fail there again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_CLOSED_PIPE)
+
+
 def _completion(group: click.Group) -> click.Command:
-    @click.command("completion", short_help="Print the shell's completion script.")
+    @click.command("completion", cls=_Example, short_help="Print the shell's completion script.")
     @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
     def completion(shell: str) -> None:
-        """\b
-        $ whit completion bash >> ~/.bashrc
-
-        Print the completion script of a shell.
-        """
+        """Print the completion script of a shell."""
         from click.shell_completion import get_completion_class
 
         found = get_completion_class(shell)
         if found is None:
             raise UsageError(f"no completion for {shell}")
-        print(found(group, {}, "whit", "_WHIT_COMPLETE").source())
+        _answer(found(group, {}, "whit", "_WHIT_COMPLETE").source())
 
+    completion.example = ("whit completion bash >> ~/.bashrc",)
     return completion

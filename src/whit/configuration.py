@@ -1,13 +1,14 @@
 """`whit.toml`: options kept beside the data, checked like those of the command line.
 
 A table a command: `[train]`, `[eval]`, …; keys as the flags, with `-` or `_`. An unknown key is an error that
-names the nearest one. Knows only the settings' fields.
+names the nearest one, and so is an unknown table. Knows only the settings' fields.
 """
 
 from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -18,10 +19,13 @@ NAME = "whit.toml"
 _LARGEST = 1 << 20
 
 
-def read_config(command: str, settings: type, path: Path | None, folder: Path) -> dict[str, Any]:
+def read_config(
+    command: str, settings: type, path: Path | None, folder: Path, commands: Sequence[str] = ()
+) -> dict[str, Any]:
     """The options that a file states for `command`; none where there is no file.
 
-    `path` is a file that was asked for, else `whit.toml` in `folder` or the current folder. Raises `UsageError`.
+    `path` is a file that was asked for, else `whit.toml` in `folder` or the current folder. `commands` are the
+    tables that a file may hold (any, where none are given). Raises `UsageError`.
     """
     if path is None:
         path = next((place for place in (folder / NAME, Path(NAME)) if place.is_file()), None)
@@ -35,6 +39,9 @@ def read_config(command: str, settings: type, path: Path | None, folder: Path) -
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not TOML ({error})") from error
+    for name in document:
+        if commands and name not in commands:
+            raise UsageError(f"{path}: there is no command for [{name}]{_nearest(name, commands)}")
     table = document.get(command, {})
     if not isinstance(table, dict):
         raise UsageError(f"{path}: [{command}] must be a table")
@@ -44,8 +51,7 @@ def read_config(command: str, settings: type, path: Path | None, folder: Path) -
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+            hint = _nearest(name, known).replace("_", "-")
             raise UsageError(f"{path}: [{command}] has no option {key!r}{hint}")
         found[name] = _value(value, hints[name], known[name].metadata, f"{path}: [{command}] {key}", path.parent)
     return found
@@ -73,6 +79,11 @@ def _one(value: Any, hint: Any, about: Any, where: str, folder: Path) -> Any:
     return folder / value if inner is Path else value
 
 
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -86,8 +97,7 @@ def hold(settings: type, given: dict[str, Any]) -> Any:
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UsageError(f"there is no option {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+            raise UsageError(f"there is no option {name!r}{_nearest(name, known)}")
         plain = (
             [str(item) if isinstance(item, Path) else item for item in value]
             if isinstance(value, list | tuple)
