@@ -37,17 +37,52 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """y = W x + U S R (Vᵀ x), shape (rows, tokens, out)."""
-        y: torch.Tensor = self.linear(x)
         if self.R is None:
+            y: torch.Tensor = self.linear(x)
             return y
         R = self.R.to(x.dtype)
         if R.dim() == 3 and R.shape[0] != x.shape[0]:
             raise AdapterError(f"{R.shape[0]} adapters were set for a batch of {x.shape[0]} rows")
-        z = (x @ self.V) @ R.mT
-        if self.US.requires_grad or y.requires_grad or z.requires_grad:
-            return y + z @ self.US.mT
-        flat = y.view(-1, y.shape[-1])
-        return flat.addmm_(z.reshape(-1, z.shape[-1]), self.US.mT).view_as(y)
+        if self.linear.weight.requires_grad:
+            return self.linear(x) + ((x @ self.V) @ R.mT) @ self.US.mT
+        adapted: torch.Tensor = _Adapted.apply(x, R, self.linear.weight, self.linear.bias, self.US, self.V)
+        return adapted
+
+
+class _Adapted(torch.autograd.Function):
+    """The adapted product with its gradients written out.
+
+    Autograd would keep and add whole activations for an update of rank r; here the update is added in place, forward
+    and backward, and only z = Vᵀ x, of width r, is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        R: torch.Tensor,
+        W: torch.Tensor,
+        bias: torch.Tensor | None,
+        US: torch.Tensor,
+        V: torch.Tensor,
+    ) -> torch.Tensor:
+        z = x @ V
+        y = nn.functional.linear(x, W, bias)
+        y.view(-1, y.shape[-1]).addmm_((z @ R.mT).reshape(-1, z.shape[-1]), US.mT)
+        ctx.save_for_backward(z, R, W, US, V)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        z, R, W, US, V = ctx.saved_tensors
+        wide = dy @ US
+        dR = dx = None
+        if ctx.needs_input_grad[1]:
+            dR = wide.mT @ z if R.dim() == 3 else wide.flatten(0, -2).mT @ z.flatten(0, -2)
+        if ctx.needs_input_grad[0]:
+            dx = dy @ W
+            dx.view(-1, dx.shape[-1]).addmm_((wide @ R).reshape(-1, z.shape[-1]), V.mT)
+        return dx, dR, None, None, None, None
 
 
 class Slots:
