@@ -65,7 +65,7 @@ def check(data: str | Path, *, talk: Talk = _SILENT, **more: Any) -> CheckResult
     return verb(_settings(options.CheckSettings, data=Path(data), **more), talk=talk)
 
 
-def _settings(kind: Any, **given: Any) -> Any:
+def _settings(kind: Any, /, **given: Any) -> Any:
     """Settings from keywords: folders may be texts, several may be lists, and each is held to its limits."""
     from whit.configuration import hold
 

@@ -96,7 +96,7 @@ def test_a_batch_answers_as_each_prompt_alone(base: Base, shared: int) -> None:
 
 def test_one_prompt_may_be_the_prefix_of_the_others(base: Base) -> None:
     first = prompts(1, shared=12)[0]
-    asked = [first, first, first + [7, 8], first + [9]]
+    asked = [first, first, [*first, 7, 8], [*first, 9]]
     assert Decoder(base).answers(asked, most=8) == [one_by_one(base, prompt, 8) for prompt in asked]
 
 

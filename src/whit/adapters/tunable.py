@@ -132,6 +132,7 @@ class BoundLora(Bound):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         self._enable(False)
+        self.train(False)  # new layers begin in training mode: answers would be drawn with dropout
 
     @property
     def numbers(self) -> int:

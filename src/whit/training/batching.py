@@ -66,7 +66,8 @@ def order(lengths: Sequence[int], batch: int, *, seed: int, epoch: int) -> list[
     shuffled = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(lengths))
     steps: list[list[int]] = []
     for start in range(0, len(shuffled), batch * _BUCKET):
-        bucket = sorted(shuffled[start : start + batch * _BUCKET].tolist(), key=lambda place: (lengths[place], place))
+        # Rows of one length stay shuffled among themselves: a small set has other steps every epoch.
+        bucket = sorted(shuffled[start : start + batch * _BUCKET].tolist(), key=lambda place: lengths[place])
         steps += [bucket[at : at + batch] for at in range(0, len(bucket), batch)]
     turn = np.random.Generator(np.random.Philox(key=[seed, epoch + (1 << 32)])).permutation(len(steps))
     return [steps[place] for place in turn.tolist()]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from whit.data.rows import content_key, read
 from whit.data.splitting import Split, split_rows
-from whit.errors import DataError, UsageError
+from whit.errors import DataError, StorageError, UsageError
 from whit.settings import TrainSettings, as_plain
 from whit.talk import Talk, clock, size
 from whit.verbs import common
@@ -84,6 +84,7 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     examiner.encode(split.test)
     fresh, numbers, kind, payload = _shape(settings, base)
     plan = _plan(settings, kind, len(encoded), run, state)
+    _make_folder(state)
     _announce(talk, settings, base, split, examiner, kind, numbers, payload, plan, encoded)
     trained, seeds = _train_seeds(settings, examiner, fresh, encoded, split, plan, talk)
 
@@ -107,6 +108,14 @@ def _out(settings: TrainSettings) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the adapter with --out")
     return folder
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder before anything long is begun. Raises `StorageError` where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
 
 
 def _remove_other_kind(folder: Path, adapter: Adapter) -> None:
