@@ -31,8 +31,10 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.linear = linear
         like = linear.weight
-        self.register_buffer("US", outward.to(device=like.device, dtype=like.dtype), persistent=False)
-        self.register_buffer("V", inward.to(device=like.device, dtype=like.dtype), persistent=False)
+        # Held column by column: their transposes, which the update multiplies by, are then contiguous.
+        for name, part in (("US", outward), ("V", inward)):
+            held = part.mT.contiguous().mT.to(device=like.device, dtype=like.dtype)
+            self.register_buffer(name, held, persistent=False)
         self.R: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
