@@ -18,6 +18,7 @@ from whit.data.rows import Reading, Row, read
 from whit.errors import UsageError
 from whit.settings import CheckSettings
 from whit.talk import Talk
+from whit.verbs.common import CONTRACT
 
 _SHOWN = 5
 
@@ -40,8 +41,9 @@ class CheckResult:
         return any(problem.serious for problem in self.problems)
 
     def to_json(self) -> dict[str, Any]:
-        """The contract of `whit check --json`: `rows` and `problems`, each with `kind`, `ids`, `message`."""
+        """The contract of `whit check --json`: `contract`, `rows` and `problems`, each with `kind`, `ids`, `message`."""
         document: dict[str, Any] = {
+            "contract": CONTRACT,
             "rows": self.rows,
             "problems": [
                 {"kind": p.kind, "ids": list(p.ids), "message": p.message, "serious": p.serious} for p in self.problems

@@ -18,6 +18,7 @@ from whit.talk import Talk
 if TYPE_CHECKING:
     from whit.adapters.adapter import Adapter
     from whit.bases import Base
+    from whit.data.rows import Row
     from whit.evaluation.card import Card
     from whit.evaluation.verdict import Comparison
 
@@ -88,6 +89,13 @@ def fetching(talk: Talk, name: str) -> Any:
             talk.progress(f"{name}: {what}", done, total, time.monotonic() - began, note, every=2.0)
 
     return tell
+
+
+def seen_key(row: Row) -> str:
+    """What stands for a row's input in the list of rows that training saw: a hash, for the rows may be private."""
+    from whit.data.rows import content_key, digest
+
+    return digest(content_key(row.turns))
 
 
 def require_finite(settings: Any) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whit.data.rows import Row, content_key, read
+from whit.data.rows import Row, read
 from whit.errors import DataError
 from whit.settings import EvalSettings
 from whit.talk import Talk
@@ -103,7 +103,7 @@ def unseen(rows: tuple[Row, ...], folder: Path | None) -> tuple[Row, ...]:
     if path is None or not path.is_file():
         return rows
     seen = set(path.read_text("ascii", errors="replace").split())
-    return tuple(row for row in rows if content_key(row.turns)[:16] not in seen)
+    return tuple(row for row in rows if common.seen_key(row) not in seen)
 
 
 def _report(

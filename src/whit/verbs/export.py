@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from whit.errors import AdapterError, UsageError
 from whit.settings import ExportSettings
 from whit.talk import Talk
+from whit.verbs.common import CONTRACT
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,7 @@ class ExportResult:
     def to_json(self) -> dict[str, Any]:
         """The contract of `whit export --json`."""
         return {
+            "contract": CONTRACT,
             "adapter": self.adapter,
             "kind": self.kind,
             "base": self.base,

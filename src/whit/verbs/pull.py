@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from whit.bases.names import resolve
 from whit.settings import PullSettings
 from whit.talk import Talk
-from whit.verbs.common import fetching
+from whit.verbs.common import CONTRACT, fetching
 
 if TYPE_CHECKING:
     from whit.bases.pulling import Progress
@@ -32,6 +32,7 @@ class Pulled:
     def to_json(self) -> dict[str, Any]:
         """What `whit pull --json` prints."""
         return {
+            "contract": CONTRACT,
             "name": self.name,
             "path": str(self.path),
             "bytes": self.bytes,

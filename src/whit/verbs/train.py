@@ -338,7 +338,7 @@ def atomic_seen(folder: Path, split: Split) -> None:
     """Keep hashes of the rows that training and choosing saw, so that `whit eval` can leave them out."""
     from whit.files import atomic_write
 
-    keys = sorted({content_key(row.turns)[:16] for row in (*split.train, *split.validation)})
+    keys = sorted({common.seen_key(row) for row in (*split.train, *split.validation)})
     atomic_write(folder / common.SEEN_NAME, "\n".join(keys) + "\n")
 
 
