@@ -41,7 +41,7 @@ class CheckResult:
         return any(problem.serious for problem in self.problems)
 
     def to_json(self) -> dict[str, Any]:
-        """The contract of `whit check --json`: `contract`, `rows` and `problems`, each with `kind`, `ids`, `message`."""
+        """The contract of `whit check --json`: `rows` and `problems`, each with `kind`, `ids`, `message`."""
         document: dict[str, Any] = {
             "contract": CONTRACT,
             "rows": self.rows,

@@ -1,0 +1,281 @@
+"""The house itself: docs that are true, installs without CUDA, nothing of anybody's machine in the tree."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from whit import cli
+from whit.testing import write_tiny_base
+
+ROOT = Path(__file__).resolve().parent.parent
+HOWTOS = sorted((ROOT / "docs").glob("howto-*.md"))
+
+
+def load(path: str) -> ModuleType:
+    """A script as a module."""
+    loader = SourceFileLoader(re.sub(r"\W", "_", path), str(ROOT / path))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def tracked(*patterns: str) -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+# -- docs
+
+
+def test_generated_docs_are_fresh() -> None:
+    docs = load("scripts/make_docs.py")
+    for path, content in docs.written().items():
+        assert path.read_text("utf-8") == content, f"{path.name} is stale: make docs"
+
+
+def test_a_stale_page_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    docs = load("scripts/make_docs.py")
+    page = ROOT / "docs" / "reference.md"
+    monkeypatch.setattr(docs, "written", lambda: {page: page.read_text("utf-8") + "more\n"})
+    assert docs.main(check=True) == 1 and "stale: docs/reference.md" in capsys.readouterr().err
+
+
+def test_links_lead_somewhere() -> None:
+    for page in tracked("*.md"):
+        text = page.read_text("utf-8")
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if link.startswith(("http:", "https:", "mailto:")):
+                continue
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists(), f"{page.relative_to(ROOT)} links to {link}"
+            if anchor:
+                heads = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.M)
+                anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+                assert anchor in anchors, f"{page.relative_to(ROOT)} links to {link}"
+
+
+def test_the_json_page_names_every_command_and_the_contract() -> None:
+    from whit.verbs.common import CONTRACT
+
+    text = (ROOT / "docs" / "json.md").read_text("utf-8")
+    assert f"version **{CONTRACT}**" in text
+    heads = {name for line in re.findall(r"^## (.+)$", text, re.M) for name in line.split(", ")}
+    assert heads == {command.name for command in cli.COMMANDS} - {"chat"}
+
+
+def commands_in(page: Path) -> list[list[str]]:
+    """The `whit` commands in a page's plain fenced blocks."""
+    blocks = re.findall(r"^```\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("whit ")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the how-tos have it, with a tiny base and options that make everything short."""
+    folder = tmp_path_factory.mktemp("howto")
+    base = write_tiny_base(folder / "base", layers=2, hidden=32, heads=2, kv_heads=1, ffn=64, context=512)
+    for name in ("tickets.jsonl", "tickets-later.jsonl"):
+        rows = [json.loads(line) for line in (ROOT / "examples" / name).read_text("utf-8").splitlines()[:60]]
+        lines = [json.dumps({**row, "customer": f"customer-{at // 3}"}) for at, row in enumerate(rows)]
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "whit.toml").write_text(
+        f"[train]\nbase = '{base}'\nepochs = 0.2\nevaluations = 1\nvalidation-rows = 4\nmax-tokens = 3\nlimit = 60\n"
+        "shots = [1]\ntest = 0.1\n[eval]\nlimit = 6\n[run]\nmax-tokens = 3\n"
+    )
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [ROOT / "docs" / "howto-first-specialist.md", *HOWTOS], ids=lambda page: page.stem)
+def test_commands_of_the_howtos_work(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    made = place / "tickets"
+    for words in commands_in(page):
+        if words[0] == "train" and "--out" in words and Path(words[words.index("--out") + 1]).exists():
+            continue  # the first page was run already
+        if words[0] != "train" and "export" not in words and not made.exists() and "tickets" in words:
+            run(monkeypatch, ["train", "tickets.jsonl", "--out", "tickets"])
+        if words[0] == "export" and not made.exists():
+            run(monkeypatch, ["train", "tickets.jsonl", "--out", "tickets"])
+        code = run(monkeypatch, words)
+        assert code in ((0, 10, 11, 12) if words[0] == "eval" else (0,)), (words, code)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> int:
+    """A command's exit code."""
+    monkeypatch.setattr(sys, "argv", ["whit", *words])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_every_whit_command_in_the_docs_parses() -> None:
+    group = cli.build()
+    found = 0
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for words in commands_in(page):
+            if words and words[0] in group.commands:
+                group.commands[words[0]].make_context(words[0], list(words[1:]))
+                found += 1
+    assert found >= 15
+
+
+def test_the_python_howto_and_docstrings_run() -> None:
+    found = doctest.testfile(str(ROOT / "docs" / "howto-python.md"), module_relative=False)
+    assert found.failed == 0 and found.attempted >= 10
+    import whit
+    from whit import api
+
+    assert doctest.testmod(api).failed == 0 and doctest.testmod(api).attempted >= 5
+    assert doctest.testmod(whit).failed == 0
+
+
+def test_the_public_names_are_these() -> None:
+    import whit
+
+    assert set(whit.__all__) == {
+        "Adapter", "Base", "WhitError", "bind", "check", "evaluate", "export", "load_base", "run", "train",
+    }  # fmt: skip
+    for name in whit.__all__:
+        assert getattr(whit, name).__doc__, name
+
+
+# -- the tree
+
+
+def test_no_path_of_a_machine_and_no_registry_is_in_the_tree() -> None:
+    # Spelt in parts, so that this file does not find itself.
+    words = ["/" + "root/", "/" + "home/", "/" + "work/", "files." + "pythonhosted", "download." + "pytorch.org"]
+    for path in tracked():
+        if path.suffix in (".wasm", ".gguf"):
+            continue
+        text = path.read_text("utf-8", errors="replace")
+        for word in words:
+            assert word not in text, f"{path.relative_to(ROOT)} names {word}"
+
+
+def test_files_are_about_one_thing() -> None:
+    for path in tracked("src/*.py", "scripts/*", "tests/*.py"):
+        assert len(path.read_text("utf-8").splitlines()) <= 600, path
+
+
+# -- installing
+
+
+def test_pins_have_hashes_and_name_no_host() -> None:
+    for path in tracked("requirements/*.txt"):
+        text = path.read_text("utf-8")
+        entries = re.findall(r"^[a-z0-9].*?(?=^[a-z0-9]|\Z)", text, re.M | re.S)
+        assert entries and all("==" in entry and "--hash=sha256:" in entry for entry in entries), path
+        assert "://" not in text and "--index" not in text and "--find-links" not in text
+        names = {re.split("==", entry)[0] for entry in entries}
+        assert not any(name == "torch" or name.startswith(("nvidia", "cuda", "triton")) for name in names)
+
+
+def test_what_the_package_needs_is_pinned() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    pinned = {
+        line.split("==")[0]
+        for name in ("run", "dev", "bench")
+        for line in (ROOT / "requirements" / f"{name}.txt").read_text("utf-8").splitlines()
+        if "==" in line
+    }
+    wanted = [*project["dependencies"], *(each for some in project["optional-dependencies"].values() for each in some)]
+    missing = {re.split(r"[\s<>=!~;\[]", each)[0].lower() for each in wanted} - pinned
+    assert missing == {"torch"}, "run scripts/lock"
+
+
+def report(*needs: str) -> dict[str, object]:
+    """pip's report of one package that needs these."""
+    return {"install": [{"metadata": {"name": "torch", "requires_dist": list(needs)}}]}
+
+
+def test_a_build_that_needs_cuda_is_known_by_its_dependencies() -> None:
+    install = load("scripts/install")
+    assert install.needs_cuda(report("filelock", "nvidia-cudnn-cu13==9; platform_system == 'Linux'"))
+    assert install.needs_cuda(report("cuda-toolkit[nvrtc]==13.0"))
+    assert not install.needs_cuda(report("filelock", "sympy", 'opt-einsum; extra == "opt-einsum"'))
+    assert not install.needs_cuda({"install": [{"metadata": {"name": "torch"}}]})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "seen", "cuda_by_default", "expected"),
+    [
+        (None, False, False, "pip plain"),  # the index's own build has no CUDA: take it
+        (None, False, True, "uv cpu"),  # it has: take the CPU build instead
+        (None, True, True, "pip cuda"),
+        ("1", False, True, "pip cuda"),
+        ("0", True, True, "uv cpu"),
+    ],
+)
+def test_torchs_build_follows_the_machine(
+    monkeypatch: pytest.MonkeyPatch, gpu: str | None, seen: bool, cuda_by_default: bool, expected: str
+) -> None:
+    install = load("scripts/install")
+    monkeypatch.setattr(install.sys, "platform", "linux")
+    monkeypatch.setattr(install, "PYTHON", Path(sys.executable).with_name("no-such-python"))
+    monkeypatch.setattr(install.subprocess, "run", lambda *a, **b: subprocess.CompletedProcess(a, 1, "", ""))
+    monkeypatch.setattr(install, "has_gpu", lambda: seen)
+    monkeypatch.setattr(install, "resolved", lambda _: report("nvidia-x") if cuda_by_default else report())
+    done: list[str] = []
+    monkeypatch.setattr(install, "pip", lambda *words: done.append(f"pip {' '.join(map(str, words))}"))
+    monkeypatch.setattr(install, "run", lambda *words: done.append(" ".join(map(str, words))))
+    if gpu is None:
+        monkeypatch.delenv("GPU", raising=False)
+    else:
+        monkeypatch.setenv("GPU", gpu)
+    install.torch()
+    if expected == "uv cpu":
+        assert "--torch-backend=cpu" in done[-1] and install.TORCH in done[-1]
+    else:
+        assert len(done) == 1 and install.TORCH in done[0]
+        assert ("--no-deps" in done[0]) == (expected == "pip plain")
+
+
+def test_an_old_python_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    install = load("scripts/install")
+    monkeypatch.setattr(install, "LEAST", (99, 0))
+    monkeypatch.setattr(install.shutil, "which", lambda name: None)
+    assert install.main([]) == 1
+    assert "needs Python 3.11 or later" in capsys.readouterr().err
+
+
+def test_install_does_nothing_where_nothing_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install = load("scripts/install")
+    monkeypatch.setattr(install, "VENV", tmp_path)
+    monkeypatch.setattr(install, "PYTHON", Path(sys.executable))
+    done: list[list[str]] = []
+    monkeypatch.setattr(install, "install", done.append)
+    assert install.main(["dev"]) == 0 and install.main(["dev"]) == 0 and install.main([]) == 0
+    assert done == [["run", "dev"]]
+    assert install.main(["dev", "bench"]) == 0 and done[-1] == ["run", "dev", "bench"]
+    assert install.main(["cuda"]) == 1
+
+
+def test_scripts_can_be_run() -> None:
+    for path in tracked("scripts/*", ".ci/run"):
+        if not path.suffix:
+            assert os.access(path, os.X_OK) and path.read_text("utf-8").startswith("#!"), path
