@@ -115,13 +115,18 @@ def main() -> None:
         code = build().main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except WhitError as error:
-        print(f"whit: {error}", file=sys.stderr)
+        print(f"whit: {_printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
+
+
+def _printable(text: str) -> str:
+    """`text` on one line, with control characters spelt out: names in it may come from anywhere."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _click_command(command: Command) -> click.Command:

@@ -379,8 +379,9 @@ def test_interrupted_anywhere_and_resumed_it_ends_in_the_same_bits(
         path = tmp_path / f"{at}" / "run.safetensors"
         with pytest.raises(Interrupted, match=r"stopped at step \d of 8; go on .* --resume"):
             go(at, path, Interrupted if at % 3 == 0 else KeyboardInterrupt)
-        with pytest.raises(Interrupted):
-            go(2, path)  # and once more, soon after
+        if at < 11:
+            with pytest.raises(Interrupted):
+                go(2, path)  # and once more, soon after
         assert same(go(0, path), whole), f"interrupted at call {at}"
 
 

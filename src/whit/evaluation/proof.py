@@ -169,8 +169,9 @@ def null_adapter(adapter: Adapter, *, seed: int = 0) -> Adapter:
     draw = torch.Generator().manual_seed(seed)
 
     def like(part: torch.Tensor) -> torch.Tensor:
-        size = part.float().square().mean().sqrt()
-        return (torch.randn(part.shape, generator=draw) * size).to(part.dtype)
+        size, noise = part.float().square().mean().sqrt(), torch.randn(part.shape, generator=draw)
+        # Scaled to that size exactly: 13 drawn numbers may be half as large, and weaker for it.
+        return (noise * (size / noise.square().mean().sqrt())).to(part.dtype)
 
     if adapter.vector is not None:
         return replace(adapter, vector=like(torch.from_numpy(adapter.vector)).numpy())

@@ -49,7 +49,12 @@ def open_specialist(where: str) -> Specialist:
     from whit.adapters.compact import TEXT_PREFIX
     from whit.evaluation.card import load_card
 
-    adapter = Adapter.load(where)
+    try:
+        adapter = Adapter.load(where)
+    except (OSError, ValueError) as error:  # a name that no file can have, or a file that cannot be read
+        raise AdapterError(
+            f"{where[:200]}: cannot be read as an adapter ({getattr(error, 'strerror', error)})"
+        ) from error
     if where.startswith(TEXT_PREFIX):
         return Specialist(adapter, None, None)
     path = Path(where)

@@ -149,10 +149,13 @@ def _is_adapter(name: str) -> bool:
     if name.startswith(TEXT_PREFIX):
         return True
     path = Path(name)
-    if path.is_file():
-        return path.suffix != ".gguf"
-    if path.is_dir():
-        return not (path / "config.json").is_file()
+    try:
+        if path.is_file():
+            return path.suffix != ".gguf"
+        if path.is_dir():
+            return not (path / "config.json").is_file()
+    except OSError:
+        return True  # a name that no file can have: told when it is opened
     try:
         reference = resolve(name)
         return reference.known is None and not reference.present

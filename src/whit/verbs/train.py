@@ -195,6 +195,8 @@ def _shape(settings: TrainSettings, base: Base) -> tuple[Callable[[int], Bound],
     if kind == "lora":
         rank = settings.rank or 8
         alpha = settings.alpha or 2.0 * rank
+        if alpha < 0:
+            raise UsageError(f"--alpha {alpha:g}: must be above 0")
         numbers = sum(rank * sum(base.model.get_submodule(target.name).weight.shape) for target in targets)
 
         def fresh(seed: int) -> Bound:
