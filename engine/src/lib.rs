@@ -48,3 +48,5 @@ pub mod vector;
 mod heap;
 #[cfg(target_arch = "wasm32")]
 pub mod abi;
+#[cfg(target_arch = "wasm32")]
+pub mod abi_work;

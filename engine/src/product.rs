@@ -35,14 +35,17 @@ impl Rounded {
                 most = most.max(unsafe { F4::load(four.as_ptr()) }.abs());
             }
             let most = most.lanes().iter().fold(0f32, |a, &b| if b > a { b } else { a });
-            let (scale, inverse) = if most > 0.0 { (most / 32767.0, 32767.0 / most) } else { (0.0, 0.0) };
-            let mut sum = 0i32;
+            // Below this the inverse is infinite; what is not finite must stay so, for training to notice.
+            let (scale, inverse) = if most > 1e-30 { (most / 32767.0, 32767.0 / most) } else { (0.0, 0.0) };
+            let (mut sum, mut odd) = (0i32, !most.is_finite());
             for (number, &value) in self.numbers[b * BLOCK..].iter_mut().zip(values) {
                 let scaled = value * inverse;
                 let rounded = (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32;
                 *number = rounded as i16;
                 sum += rounded;
+                odd |= value.is_nan();
             }
+            let scale = if odd { f32::NAN } else { scale };
             self.scales[b] = scale;
             self.sums[b] = sum as f32 * scale;
         }

@@ -115,14 +115,26 @@ class Engine:
         self._trap = wasmtime.Trap, wasmtime.WasmtimeError
         self._store = wasmtime.Store(host)
         self._calls: Any = wasmtime.Instance(self._store, module, []).exports(self._store)
-        self._memory = self._calls["memory"]
+        self._memory: Any = self._calls["memory"]
         if self._raw("whit_abi") != ABI:
             raise WhitError("the engine is of another version than whit: install whit again")
         # The engine keeps this memory: matrices are rearranged in place.
         self.call("whit_load", self._lend(gguf), len(gguf))
         numbers = [self.call("whit_size", which) for which in range(11)]
-        tokens = [None if number == _NO_TOKEN else number for number in numbers[8:10]]
-        self.sizes = Sizes(*numbers[:8], bos=tokens[0], eos=tokens[1], adds_bos=bool(numbers[10]))
+        vocab, dim, layers, context, heads, kv_heads, head, ffn, bos, eos, adds_bos = numbers
+        self.sizes = Sizes(
+            vocab,
+            dim,
+            layers,
+            context,
+            heads,
+            kv_heads,
+            head,
+            ffn,
+            bos=None if bos == _NO_TOKEN else bos,
+            eos=None if eos == _NO_TOKEN else eos,
+            adds_bos=bool(adds_bos),
+        )
 
     @classmethod
     def open(cls, path: str | Path, *, variant: str = "relaxed") -> Engine:
