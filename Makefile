@@ -43,6 +43,7 @@ docs: dev
 docs-check: dev
 	python scripts/make_docs.py --check
 
+# The tests come last, so that their closing line is the last.
 check: lint types docs-check test
 
 bench: dev
