@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,23 @@ def test_files_that_are_no_model_are_told(tmp_path: Path, tiny_file: tuple[Path,
 def test_notes_are_the_file_s_own_texts(engine: Any) -> None:
     assert engine.note("tokenizer.chat_template") == "{{ messages }}"
     assert engine.note("general.nothing") is None
+
+
+def test_a_damaged_file_is_an_error_and_no_trap(tiny_file: tuple[Path, Any]) -> None:
+    whole = tiny_file[0].read_bytes()
+    dice = random.Random(5)
+    kept = Engine(whole)
+    before, told = kept.logits(IDS), 0
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(3):
+            at = dice.randrange(8, 12_000)
+            content[at : at + 8] = dice.choice([b"\xff" * 8, b"\0" * 8, bytes(7) + b"\x80", dice.randbytes(8)])
+        # The same instance, again and again: an error leaves it ready for the next file.
+        try:
+            kept.call("whit_load", kept._lend(bytes(content)), len(content))
+        except BaseError:
+            told += 1
+    kept.call("whit_load", kept._lend(whole), len(whole))
+    np.testing.assert_array_equal(kept.logits(IDS), before)
+    assert told >= 20

@@ -46,6 +46,7 @@ def both(smollm2: Path) -> tuple[Engine, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_greedy_answers_and_logits_are_those_of_transformers(both: tuple[Engine, Any]) -> None:
     engine, model = both
     same, cosines = 0, []
@@ -68,6 +69,7 @@ def test_greedy_answers_and_logits_are_those_of_transformers(both: tuple[Engine,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_gradients_of_a_lora_on_smollm2(both: tuple[Engine, Any]) -> None:
     from tests.engine.adapters import lora_in, random_numbers
 
