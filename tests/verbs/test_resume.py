@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(base: Path, data: Path) -> Callable[..., list[str]]:
-    def of(kind: str, out: Path, **more: Any) -> list[str]:
+    def of(kind: str, out: Path, /, **more: Any) -> list[str]:
         settings = {"base": base, "dtype": "float32", "baselines": False, **RUNS[kind], **more, "out": out}
         return ["train", str(data), *flags(settings)]
 

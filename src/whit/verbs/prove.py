@@ -183,7 +183,7 @@ def _card(
         file_bytes=len(adapter.to_bytes()) if adapter.spec else 0,
         instruction=settings.instruction or "",
         scorer=examiner.scorer.state,
-        settings={**as_plain(settings), "max_tokens": examiner.max_tokens, "dtype": base.dtype},
+        settings={**_published(settings), "max_tokens": examiner.max_tokens, "dtype": base.dtype},
         seeds=tuple(seeds),
         result=result,
         baselines=against,
@@ -200,6 +200,14 @@ def _card(
         command=command_of(settings),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _published(settings: TrainSettings) -> dict[str, Any]:
+    """The settings for a card: the same wherever the files lay, and however often the run was resumed."""
+    plain = {key: value for key, value in as_plain(settings).items() if key not in ("out", "resume")}
+    plain["data"] = settings.data.name
+    plain["test_data"] = settings.test_data.name if settings.test_data else None
+    return plain
 
 
 def command_of(settings: TrainSettings) -> str:
