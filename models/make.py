@@ -35,8 +35,8 @@ STAGES = ("pretrain", "instruct", "package", "manifest", "score")
 def instruction_recipe(recipe: Recipe) -> Recipe:
     """The short second stage: longer windows, smaller rates that fall from the first step on."""
     return replace(
-        recipe, sequence=recipe.shape.context, batch=4, micro_batch=2, matrix_rate=recipe.matrix_rate / 4,
-        vector_rate=recipe.vector_rate / 4, warmup_steps=20, decay_share=0.95,
+        recipe, sequence=recipe.shape.context, batch=4, micro_batch=2, matrix_rate=recipe.matrix_rate / 2,
+        vector_rate=recipe.vector_rate / 2, warmup_steps=20, decay_share=0.95,
     )  # fmt: skip
 
 
