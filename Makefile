@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 TESTS ?= tests
 MARK = $(if $(filter-out 0 false,$(CI)$(SLOW)),,-m "not slow")
 
-.PHONY: help install try test lint types docs docs-check check bench dev clean
+.PHONY: help install try test lint types docs docs-check engine check bench dev clean
 
 help:
 	@sed -n '3,/^$$/s/^# \{0,1\}//p' Makefile
@@ -43,8 +43,12 @@ docs: dev
 docs-check: dev
 	python scripts/make_docs.py --check
 
+engine:
+	@if command -v cargo >/dev/null; then set -x; scripts/build-engine --test; \
+	else echo "no cargo here: the engine's native tests are left out"; fi
+
 # The tests come last, so that their closing line is the last.
-check: lint types docs-check test
+check: lint types docs-check engine test
 
 bench: dev
 	@for each in benchmarks/*.py; do echo "+ python $$each" && python $$each || exit; done

@@ -46,8 +46,10 @@ class AdaptedLinear(nn.Module):
         if R.dim() == 3 and R.shape[0] != x.shape[0]:
             raise AdapterError(f"{R.shape[0]} adapters were set for a batch of {x.shape[0]} rows")
         if self.linear.weight.requires_grad:
-            return self.linear(x) + ((x @ self.V) @ R.mT) @ self.US.mT
-        adapted: torch.Tensor = _Adapted.apply(x, R, self.linear.weight, self.linear.bias, self.US, self.V)
+            adapted: torch.Tensor = self.linear(x) + ((x @ self.V) @ R.mT) @ self.US.mT
+        else:
+            weight, bias = self.linear.weight, self.linear.bias
+            adapted = _Adapted.apply(x, R, weight, bias, self.US, self.V)  # type: ignore[no-untyped-call]
         return adapted
 
 
@@ -75,7 +77,7 @@ class _Adapted(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         z, R, W, US, V = ctx.saved_tensors
         wide = dy @ US
         dR = dx = None
