@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -271,6 +272,14 @@ def document(said: Said) -> Any:
     return json.loads(said.out, parse_constant=refuse)
 
 
+def documented(head: str) -> set[str]:
+    """The keys that docs/json.md names under a heading: of its table, or else of its text."""
+    page = (Path(__file__).parents[1] / "docs" / "json.md").read_text("utf-8")
+    section = page.split(f"\n## {head}\n")[1].split("\n## ")[0]
+    table = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return set(re.findall(r"`(\w+)`", " ".join(table) or section))
+
+
 VERDICT_KEYS = {
     "contract", "verdict", "rows", "base", "tuned", "difference", "interval", "p_value", "smallest_detectable",
     "baselines", "adapter",
@@ -284,7 +293,8 @@ def test_train_prints_its_contract(whit: Whit, place: Path, tmp_path: Path) -> N
     )  # fmt: skip
     assert said.code == 0
     found = document(said)
-    assert set(found) >= VERDICT_KEYS | {"kind", "numbers", "payload_bytes"}
+    assert set(found) >= VERDICT_KEYS
+    assert set(found) == documented("train, eval") | {"kind", "numbers", "payload_bytes"}
     assert found["contract"] == 1 and len(found["interval"]) == 2 and found["adapter"] == str(tmp_path / "out")
     assert "null adapter" in found["baselines"]
     for baseline in found["baselines"].values():
@@ -298,7 +308,8 @@ def test_eval_prints_its_contract_and_exits_with_the_verdict(whit: Whit, place: 
 
     said = whit("eval", adapter, place / "later.jsonl", "--json")
     found = document(said)
-    assert set(found) >= VERDICT_KEYS | {"left_out"}
+    assert set(found) >= VERDICT_KEYS
+    assert set(found) == documented("train, eval") | {"left_out"}
     assert said.code == Verdict(found["verdict"]).exit_code
 
 
@@ -307,7 +318,7 @@ def test_show_prints_its_contract(whit: Whit, adapter: Path) -> None:
     found = document(said)
     assert said.code == 0 and said.err == ""
     keys = {"contract", "kind", "numbers", "payload_bytes", "file_bytes", "text", "base", "basis", "card"}
-    assert set(found) >= keys
+    assert set(found) >= keys and set(found) == documented("show") - {"null", "lora"}
     assert document(whit("show", found["text"], "--json"))["numbers"] == found["numbers"]
 
 
@@ -319,12 +330,12 @@ def test_run_compare_check_bases_export_print_theirs(whit: Whit, place: Path, ad
     row = {"id", "prompt", "completion", "base", "tuned", "base_score", "tuned_score"}
     assert set(found["rows"][0]) == row and len(found["rows"]) <= found["held_out"]
     found = document(whit("check", place / "rows.jsonl", "--against", place / "rows.jsonl", "--json"))
-    assert found["rows"] == 60 and found["problems"]
+    assert found["rows"] == 60 and found["problems"] and set(found) == {"contract", "rows", "notes", "problems"}
     assert {"kind", "ids", "message"} <= set(found["problems"][0])
     found = document(whit("bases", "--json"))
     assert isinstance(found, list) and {"name", "parameters", "bytes", "present", "licence"} <= set(found[0])
     found = document(whit("export", adapter, tmp_path / "lora", "--to", "lora", "--json"))
-    assert set(found) >= {"adapter", "kind", "base", "to", "out", "files", "bytes", "checked", "largest_difference"}
+    assert set(found) == documented("export")
     assert found["checked"] and found["largest_difference"] <= found["tolerance"]
 
 
