@@ -154,7 +154,7 @@ class LoraWeights:
         }
         # In the tensors' own note: PEFT warns of settings that it does not know.
         about = {"format": "pt", _BASE_NOTE: self.base}
-        atomic_write(path / WEIGHTS_NAME, save(tensors, metadata=about))
+        atomic_write(path / WEIGHTS_NAME, _in_order(save(tensors, metadata=about)))
         # The config comes last: a folder that has one is whole.
         atomic_write(path / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
         return path / WEIGHTS_NAME
@@ -166,6 +166,19 @@ class LoraWeights:
         if strange:
             raise DamagedAdapter(f"this LoRA adapts {strange[0]}, which is no projection of the base")
         return tuple(target for target in targets if target.name in self.A)
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same safetensors file with its notes in order.
+
+    The library writes them in another order in every process; equal adapters are to be equal files.
+    """
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
