@@ -35,6 +35,15 @@ def save(folder: Path, step: int, fingerprint: str, state: dict[str, Any], *, na
     return path
 
 
+def rewind(folder: Path, step: int, fingerprint: str, state: dict[str, Any]) -> None:
+    """Make the state of an earlier step the newest: it is written first, then the later ones go."""
+    later = [path for path in folder.glob("checkpoint-*.pt") if path.name > path_of(folder, step).name]
+    save(folder, step, fingerprint, state, name=folder / "rewound.pt")
+    (folder / "rewound.pt").replace(path_of(folder, step))
+    for path in later:
+        path.unlink(missing_ok=True)
+
+
 def read(path: Path, fingerprint: str) -> tuple[int, dict[str, Any]]:
     """(step, state) of one file. Raises `TrainingError` where it is of another recipe, `ValueError` where damaged."""
     try:

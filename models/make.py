@@ -49,7 +49,8 @@ def instruct(recipe: Recipe, network: Network, windows: corpus.Windows, tokenize
     chats = ChatWindows([encode_chat(tokenizer, turns) for turns in rows], windows.resized(second.sequence),
                         sequence=second.sequence)  # fmt: skip
     steps = max(1, round(arguments.instruct_tokens / (second.batch * second.sequence)))
-    folder = arguments.cache / recipe.name / "instruct"
+    # A longer pre-training gives other weights to begin with, hence a stage of its own.
+    folder = arguments.cache / recipe.name / f"instruct-{round(arguments.tokens)}"
     initial = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
     print(f"instruction stage: {len(rows)} rows, {chats.per_epoch} windows, {steps} steps", file=sys.stderr)
     return pretrain(second, chats, None, Plan(folder, steps, device=arguments.device), initial=initial)

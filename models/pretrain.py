@@ -127,6 +127,7 @@ def pretrain(
     stable = plan.folder / "stable.pt"
     if found and found[1]["planned"] != plan.steps and found[0] > found[1]["decay_start"] and stable.exists():
         found = checkpoint.read(stable, fingerprint)
+        checkpoint.rewind(plan.folder, found[0], fingerprint, found[1])
         print(f"the run is planned anew: on from step {found[0]}, before its rate fell", file=sys.stderr)
     if found:
         step, state = found

@@ -58,6 +58,14 @@ def test_a_finished_run_is_extended_from_before_its_rate_fell(recipe, windows, t
     assert same(longer, train(recipe, windows, tmp_path / "long", 16))
 
 
+def test_an_extension_may_itself_be_stopped_and_resumed(recipe, windows, tmp_path):
+    train(recipe, windows, tmp_path / "short", 8)  # its checkpoint, 8, is later than where the extension begins
+    with pytest.raises(Interrupted, match="step 7"):
+        train(recipe, StopAt(windows, 6), tmp_path / "short", 16)
+    assert [path.name for path in (tmp_path / "short").glob("checkpoint-*8.pt")] == []
+    assert same(train(recipe, windows, tmp_path / "short", 16), train(recipe, windows, tmp_path / "long", 16))
+
+
 def test_loss_falls(recipe, windows, tmp_path):
     train(recipe, windows, tmp_path, 40)
     losses = [float(row.split(",")[2]) for row in (tmp_path / "curve.csv").read_text().splitlines()[1:]]
@@ -65,18 +73,15 @@ def test_loss_falls(recipe, windows, tmp_path):
 
 
 def test_the_earlier_checkpoint_is_used_where_the_last_is_cut(recipe, windows, tmp_path, capsys):
-    train(recipe, windows, tmp_path, 4)
-    train(recipe, windows, tmp_path, 6)
-    newest = checkpoint.path_of(tmp_path, 6)
+    for step in (2, 4):
+        with pytest.raises(Interrupted):
+            train(recipe, StopAt(windows, step - 1), tmp_path, 12)
+    newest = checkpoint.path_of(tmp_path, 4)
     newest.write_bytes(newest.read_bytes()[:5000])
     (tmp_path / ".checkpoint-00000009.pt.0badf00d.partial").write_bytes(b"PK")
-    step, _ = checkpoint.latest(tmp_path, _fingerprint(tmp_path))
-    assert step == 4
+    fingerprint = torch.load(checkpoint.path_of(tmp_path, 2), weights_only=True)["fingerprint"]
+    assert checkpoint.latest(tmp_path, fingerprint)[0] == 2
     assert "damaged" in capsys.readouterr().err
-
-
-def _fingerprint(folder):
-    return torch.load(checkpoint.path_of(folder, 4), weights_only=True)["fingerprint"]
 
 
 KILLED = """
@@ -147,8 +152,8 @@ def test_micro_batches_do_not_make_another_recipe(recipe):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(recipe, windows, tmp_path):
-    good = train(recipe, windows, tmp_path, 3)
-    state = torch.load(checkpoint.path_of(tmp_path, 3), weights_only=True)
+    with pytest.raises(Interrupted):
+        train(recipe, StopAt(windows, 2), tmp_path, 9)
     before = checkpoint.path_of(tmp_path, 3).read_bytes()
     bad = replace(recipe)  # the same recipe; the weights are spoiled by an infinite learning rate
     object.__setattr__(bad, "matrix_rate", float("inf"))
@@ -156,15 +161,6 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(recipe, window
     with pytest.raises(TrainingError, match="last good state"):
         train(bad, windows, tmp_path, 9)
     assert checkpoint.path_of(tmp_path, 3).read_bytes() == before
-    assert same(good, _loaded(recipe, state["state"]["network"]))
-
-
-def _loaded(recipe, weights):
-    from models.network import Network
-
-    network = Network(recipe.shape)
-    network.load_state_dict(weights)
-    return network
 
 
 def test_more_tokens_than_the_corpus_can_give_are_refused(recipe, windows, tmp_path):
