@@ -226,7 +226,7 @@ class Decoder:
         hidden = hidden[torch.arange(len(rows), device=device), lengths - 1]
         at = lengths + start
         for step in range(most):
-            chosen = draw(self._head(hidden).float(), live, step)
+            chosen = draw(self._head(hidden).float(), live)
             going = []
             for slot, token in enumerate(chosen.tolist()):
                 if token not in self.base.stop_ids:
@@ -280,7 +280,7 @@ class _Draw:
             if sampling.temperature > 0
         ]
 
-    def __call__(self, logits: torch.Tensor, live: Sequence[int], step: int) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, live: Sequence[int]) -> torch.Tensor:
         if self.sampling.temperature <= 0:
             return logits.argmax(dim=-1)
         chances = torch.softmax(logits / self.sampling.temperature, dim=-1)
