@@ -17,7 +17,7 @@ from whit.data.templates import Encoded
 from whit.errors import Interrupted, TrainingError, UsageError
 from whit.evaluation.decoding import Decoder
 from whit.training.batching import collate
-from whit.training.sft import Plan, Progress, Trained, loss_of, train, with_seed
+from whit.training.sft import Plan, Progress, Trained, loss_of, train, unshared, with_seed
 
 Tune = Callable[..., Bound]
 Encode = Callable[[int], list[Encoded]]
@@ -82,6 +82,31 @@ def test_padding_changes_nothing(base: Base, encode: Encode) -> None:
         alone = torch.cat([loss_of(base, collate([row])) for row in rows])
     assert len({len(row.prompt_ids) for row in rows}) > 1
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["xs", "tiny", "lora"])
+def test_a_shared_prefix_is_computed_once_with_the_same_result(
+    base: Base, tune: Tune, encode: Encode, kind: str
+) -> None:
+    system = encode(1)[0].prompt_ids[:1] * 3 + list(range(20, 40))
+    rows = [replace(row, prompt_ids=[*system, *row.prompt_ids]) for row in encode(6)]
+    bound, batch = tune(kind), collate(rows)
+    with torch.no_grad():
+        for parameter in bound.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    assert batch.prefix >= len(system)
+    passed: list[int] = []
+    count = base.model.get_input_embeddings().register_forward_hook(lambda *seen: passed.append(seen[1][0].numel()))
+    found: list[list[torch.Tensor]] = []
+    for part in (batch, unshared(batch)):
+        with bound.active():
+            losses = loss_of(base, part)
+            gradients = torch.autograd.grad(losses.sum(), bound.parameters())
+        found.append([losses.detach(), *gradients])
+    count.remove()
+    assert passed == [batch.prefix, (batch.tokens.shape[1] - batch.prefix) * 6, batch.tokens.numel()]
+    for shared, alone in zip(*found, strict=True):
+        torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_the_mean_of_the_rows_gradients_is_the_batchs(base: Base, tune: Tune, encode: Encode) -> None:

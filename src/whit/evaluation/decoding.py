@@ -136,7 +136,7 @@ class Decoder:
         self._head: nn.Module = base.model.get_output_embeddings()
         config = base.model.config
         self._layers = int(config.num_hidden_layers)
-        self._window = _window(config)
+        self._window = window_of(config)
 
     def answers(
         self,
@@ -299,7 +299,8 @@ def decoder_of(model: Any) -> nn.Module:
     return decoder
 
 
-def _window(config: Any) -> int | None:
+def window_of(config: Any) -> int | None:
+    """How far back a base with sliding attention looks, in tokens; None where it looks at everything."""
     kinds = getattr(config, "layer_types", None) or ()
     return int(config.sliding_window) if "sliding_attention" in kinds else None
 

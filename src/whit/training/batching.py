@@ -6,6 +6,7 @@ where it stopped. Knows nothing of models.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +25,15 @@ class Batch:
     """Rows padded on the right.
 
     `tokens` (rows, width); `at` (targets, 2) are the row and the place whose hidden state predicts
-    `wanted` (targets,); `rows` are their ids.
+    `wanted` (targets,); `rows` are their ids. The first `prefix` tokens are the same in every row, and none of
+    them predicts a wanted token.
     """
 
     tokens: torch.Tensor
     at: torch.Tensor
     wanted: torch.Tensor
     rows: tuple[str, ...]
+    prefix: int = 0
 
     @property
     def size(self) -> int:
@@ -53,7 +56,9 @@ def collate(rows: Sequence[Encoded]) -> Batch:
         first = len(row.prompt_ids) - 1
         at += [(place, first + step) for step in range(len(row.completion_ids))]
         wanted += row.completion_ids
-    return Batch(tokens, torch.tensor(at), torch.tensor(wanted), tuple(row.row.id for row in rows))
+    columns = zip(*(row.prompt_ids[:-1] for row in rows), strict=False)
+    prefix = len(list(itertools.takewhile(lambda ids: len(set(ids)) == 1, columns)))
+    return Batch(tokens, torch.tensor(at), torch.tensor(wanted), tuple(row.row.id for row in rows), prefix)
 
 
 def steps_in(rows: int, batch: int, epochs: float) -> int:

@@ -17,17 +17,19 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from transformers.cache_utils import DynamicCache
 
 from whit.adapters.adapter import Adapter
 from whit.adapters.tunable import Bound, BoundLora, BoundVector
 from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import Interrupted, TrainingError, UsageError
-from whit.evaluation.decoding import decoder_of
+from whit.evaluation.decoding import decoder_of, window_of
 from whit.training.batching import Batch, collate, order, steps_in
 from whit.training.checkpoint import load_checkpoint, save_checkpoint
 from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
 
+_SHARED_PREFIX = 8  # tokens; a shorter one is not worth a pass of its own
 LEARNING_RATES = {
     ("xs", "adam"): 1e-2,
     ("tiny", "adam"): 1e-2,
@@ -101,15 +103,29 @@ def loss_of(base: Base, batch: Batch) -> torch.Tensor:
     """Each wanted token's cross-entropy in nats, shape (targets,), with whatever adapter is active.
 
     The head is applied to the places that predict an answer's token only: with a vocabulary of 49,152 it would
-    otherwise be a fifth of a small model's work.
+    otherwise be a fifth of a small model's work. A prefix that all rows share (system turn, instruction) is
+    computed once, forward and backward; whoever gives every row an adapter of its own asks for `unshared(batch)`.
     """
     device = base.model.device
-    hidden = decoder_of(base.model)(
-        input_ids=batch.tokens.to(device), attention_mask=None, use_cache=False
+    decoder, tokens, at, cache = decoder_of(base.model), batch.tokens.to(device), batch.at.to(device), None
+    window = window_of(base.model.config)
+    if batch.prefix >= _SHARED_PREFIX and len(tokens) > 1 and (window is None or tokens.shape[1] <= window):
+        one = decoder(input_ids=tokens[:1, : batch.prefix], use_cache=True, past_key_values=DynamicCache())
+        cache = DynamicCache()
+        for place, layer in enumerate(one.past_key_values.layers):
+            wide = len(tokens), -1, -1, -1
+            cache.update(layer.keys.expand(wide), layer.values.expand(wide), place)
+        tokens, at = tokens[:, batch.prefix :], at - at.new_tensor([0, batch.prefix])
+    hidden = decoder(
+        input_ids=tokens, attention_mask=None, use_cache=cache is not None, past_key_values=cache
     ).last_hidden_state
-    at = batch.at.to(device)
     logits = base.model.get_output_embeddings()(hidden[at[:, 0], at[:, 1]])
     return F.cross_entropy(logits.float(), batch.wanted.to(device), reduction="none")
+
+
+def unshared(batch: Batch) -> Batch:
+    """The same batch, to be computed row by row from its first token: rows that bring own adapters share nothing."""
+    return replace(batch, prefix=0)
 
 
 def train(
@@ -230,7 +246,7 @@ class _Run:
         if self.optimizer.per_row and isinstance(self.bound, BoundVector):
             each = self.bound.v.detach().expand(len(part.rows), -1).clone().requires_grad_(True)
             with self.bound.rows(each):
-                losses = loss_of(self.base, part)
+                losses = loss_of(self.base, unshared(part))
             # Scaled so that the mean over rows of their gradients is the gradient of the step's mean loss.
             (losses.sum() * rows / targets).backward()
             assert each.grad is not None
