@@ -22,7 +22,7 @@ from whit.evaluation.report import System
 from whit.evaluation.scoring import make_scorer
 
 INSTRUCTIONS = {
-    "sst2": "Is this movie review positive or negative? Answer with one word.",
+    "sst2": "Classify the sentiment of the movie review. Answer with one word, positive or negative.",
     "banking77": "Name the customer's intent.",
     "clinc150": "Name the intent, or oos.",
     "snips": "Turn the command into JSON.",

@@ -41,7 +41,7 @@ def _task(folder: Path, name: str) -> list[dict[str, object]]:
 
 
 def _ask(instruction: str, text: str, answer: str) -> Turns:
-    return [("system", instruction), ("user", text), ("assistant", answer)]
+    return [("user", f"{instruction}\n\n{text}"), ("assistant", answer)]
 
 
 def _snips(rows: list[dict[str, object]], rng: random.Random) -> Iterator[Turns]:

@@ -77,24 +77,28 @@ def test_same_text_as_transformers(tokenizer: Any, source: str, said: list[str],
     if len(said) % 2 == 0:
         said = said[:-1]
     turns = [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(said)]
-    messages = [{"role": t.role, "content": t.content} for t in turns]
     if system:
-        messages.insert(0, {"role": "system", "content": system})
+        turns.insert(0, Turn("system", system))
+    messages = [{"role": t.role, "content": t.content} for t in turns]
     template = Template(source, bos="<s>", eos="</s>")
 
     def expected(**options: Any) -> str:
         text: str = tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, **options)
         return text
 
-    assert template.render(turns, instruction=system) == expected(add_generation_prompt=True)
+    assert template.render(turns) == expected(add_generation_prompt=True)
     messages.append({"role": "assistant", "content": "an answer"})
-    assert template.render(turns, instruction=system, completion="an answer") == expected()
+    assert template.render(turns, completion="an answer") == expected()
+    messages[1 if system else 0]["content"] = f"do\n\n{said[0]}"
+    assert template.render(turns, instruction="do", completion="an answer") == expected()
 
 
 def test_smollm2_text() -> None:
-    text = Template(SMOLLM2).render([user("hi")], instruction="Answer.")
-    assert text == "<|im_start|>system\nAnswer.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert "named SmolLM" in Template(SMOLLM2).render([user("hi")])
+    template = Template(SMOLLM2)
+    text = template.render([Turn("system", "Be brief."), user("hi")], instruction="Answer.")
+    said = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nAnswer.\n\nhi<|im_end|>\n"
+    assert text == f"{said}<|im_start|>assistant\n"
+    assert "named SmolLM" in template.render([user("hi")], instruction="Answer.")
 
 
 def test_prompt_and_answer_make_the_whole() -> None:
@@ -128,7 +132,7 @@ def test_a_template_that_drops_the_system_turn_is_noticed() -> None:
 
 def test_instruction_and_own_system_turn_are_both_kept() -> None:
     text = Template(CHATML).render([Turn("system", "own"), user("hi")], instruction="do")
-    assert text.startswith("<|im_start|>system\ndo\n\nown<|im_end|>\n") and text.count("system") == 1
+    assert text.startswith("<|im_start|>system\nown<|im_end|>\n<|im_start|>user\ndo\n\nhi<|im_end|>")
 
 
 def test_plain_form() -> None:

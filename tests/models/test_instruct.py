@@ -12,13 +12,13 @@ from whit.data.rows import Turn
 from whit.data.templates import Template
 from whit.errors import DataError
 
-CHAT = [("system", "Say it."), ("user", "a cat ran\nhome"), ("assistant", "home again")]
+CHAT = [("user", "Say it.\n\na cat ran\nhome"), ("assistant", "home again")]
 
 
 def test_tokens_are_those_of_the_template(tokenizer):
     ids, labels = encode_chat(tokenizer, CHAT)
     template = Template(CHAT_TEMPLATE, bos="<|endoftext|>", eos="<|im_end|>")
-    prompt = template.render([Turn("user", CHAT[1][1])], instruction="Say it.")
+    prompt = template.render([Turn("user", "a cat ran\nhome")], instruction="Say it.")
     expected = tokenizer.encode(prompt, add_special_tokens=False).ids
     assert ids[: len(expected)] == expected
     answer = [*tokenizer.encode("home again", add_special_tokens=False).ids, TURN_END]

@@ -77,9 +77,10 @@ class Template:
     ) -> str:
         """The text up to where the answer begins, or with the answer when `completion` is given.
 
-        The instruction is a system turn (before the row's own, if it has one) where the template takes one,
-        else it stands before the first user turn. `examples` come first, as earlier turns. Raises
-        `TemplateError`, a `DataError`, where the template refuses the turns or goes beyond its limits.
+        The instruction stands before the first user turn: small bases heed it better there than in a system turn
+        (docs/log.md). A row's own system turns stay what they are where the template takes them, else they follow
+        the instruction. `examples` come first, as earlier turns. Raises `TemplateError`, a `DataError`, where the
+        template refuses the turns or goes beyond its limits.
         """
         answer = self.render_many([tuple(turns)], instruction=instruction, examples=examples, completions=[completion])[
             0
@@ -112,22 +113,25 @@ class Template:
 
     def _conversation(self, turns: Sequence[Turn], instruction: str | None, examples: Sequence[Row]) -> list[Turn]:
         standing = [instruction] if instruction else []
-        standing += [turn.content for turn in turns if turn.role == "system"]
+        own = [turn.content for turn in turns if turn.role == "system"]
         said: list[Turn] = []
         for example in examples:
             said += [turn for turn in example.turns if turn.role != "system"]
             said.append(Turn("assistant", example.completion))
         said += [turn for turn in turns if turn.role != "system"]
+        before: list[Turn] = []
+        if own and self.takes_system:
+            before = [Turn("system", "\n\n".join(own))]
+        else:
+            standing += own
         if not standing:
-            return said
+            return [*before, *said]
         text = "\n\n".join(standing)
-        if self.takes_system:
-            return [Turn("system", text), *said]
         for place, turn in enumerate(said):
             if turn.role == "user":
                 said[place] = Turn("user", f"{text}\n\n{turn.content}")
-                return said
-        return [Turn("user", text), *said]
+                return [*before, *said]
+        return [*before, Turn("user", text), *said]
 
     def _variables(self, turns: Sequence[Turn], generate: bool) -> dict[str, object]:
         return {
