@@ -189,6 +189,28 @@ class BasesSettings:
     """`whit bases` has no options of its own."""
 
 
+@dataclass(frozen=True)
+class RouteSettings:
+    """Options of `whit route`."""
+
+    words: tuple[str, ...] = argument(
+        "TIERS.toml serves it; check TIERS.toml, fit ROWS and report LEDGER do what they say.", many=True
+    )
+    host: str | None = option(None, "serve: address to listen on (default: the file's, else this machine alone).")
+    port: int | None = option(None, "serve: port (default: the file's, else 8080).", least=0, most=65535)
+    prompt: str = option("Hello!", "check: what the example request says.")
+    model: str = option("auto", "check: the model, route or tier that it asks for.")
+    tenant: str | None = option(None, "check: whose request it is (default: the first tenant's).")
+    label: str | None = option(None, "check: a label on it.")
+    keep_quality: float = option(
+        0.95, "fit: share of the strong tier's quality to keep.", least=0.0, most=1.0
+    )
+    out: Path | None = option(None, "fit: file to write (default: ROWS.choice.json).")
+    seed: int = option(0, "fit: seed of folds and intervals.", least=0)
+    days: float | None = option(None, "report: only this many last days.", least=0.0)
+    html: Path | None = option(None, "report: also write a page with plots here.")
+
+
 def as_plain(settings: Any) -> dict[str, Any]:
     """Settings as JSON-ready values, for cards and checkpoints."""
     plain: dict[str, Any] = {}

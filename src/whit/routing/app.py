@@ -1,0 +1,318 @@
+"""The gateway's HTTP face: OpenAI's chat API, metrics and health, as a plain ASGI application.
+
+Promises: one guard stands before every path, known or not; a token where the config has one, and otherwise only
+this machine's own names as Host and no foreign Origin; bodies are bounded before they are read; every error is of
+whit's own words in OpenAI's shape. Headers of the client's go no further than here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from typing import Any
+
+from whit.routing.config import Tenant, is_loopback
+from whit.routing.errors import Refused
+from whit.routing.gateway import Gateway, Served
+from whit.routing.request import ChatRequest, read_request
+from whit.routing.resilience import Idempotency
+from whit.routing.tiers.answer import End, Piece
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_SINGLE = ("authorization", "x-whit-label", "x-whit-timeout", "idempotency-key", "host", "content-type", "origin")
+
+
+class App:
+    """The ASGI application of a gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.idempotency = Idempotency()
+        self.routes: dict[tuple[str, str], Callable[..., Awaitable[None]]] = {
+            ("POST", "/v1/chat/completions"): self._chat,
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/metrics"): self._metrics,
+            ("GET", "/health"): self._health,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the server's life."""
+        if scope["type"] == "lifespan":
+            await self._life(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        try:
+            headers = _headers(scope)
+            tenant = self._guard(headers)
+            handler = self.routes.get((scope["method"], scope["path"]))
+            if handler is None:
+                known = any(path == scope["path"] for _, path in self.routes)
+                raise Refused(405 if known else 404, "not_found", "there is no such path or method here")
+            await handler(headers, tenant, receive, send)
+        except Refused as error:
+            await _json(send, error.status, _error(error))
+        except Exception as error:
+            refused = Refused(500, "internal_error", f"whit failed ({type(error).__name__}, {secrets.token_hex(4)})")
+            with contextlib.suppress(Exception):
+                await _json(send, 500, _error(refused))
+            raise
+
+    def _guard(self, headers: dict[str, str]) -> Tenant:
+        """Who asks. Raises `Refused` (401 or 403)."""
+        config = self.gateway.state.config
+        given = headers.get("authorization", "")
+        given = given[7:].strip() if given.lower().startswith("bearer ") else ""
+        found = None
+        for tenant in config.tenants:  # every one is compared, so that the time tells nothing
+            if tenant.token and hmac.compare_digest(tenant.token.encode(), given.encode("utf-8", "replace")):
+                found = tenant
+        if found is not None:
+            return found
+        found = next((tenant for tenant in config.tenants if not tenant.token), None)
+        if found is None:
+            raise Refused(401, "invalid_api_key", "the token is missing or wrong")
+        # Without tokens, a page in this machine's browser must not be able to ask by another name.
+        host = headers.get("host", "")
+        name = host[: host.rindex(":")] if host.rpartition(":")[2].isdigit() and ":" in host else host
+        origin = headers.get("origin")
+        if not is_loopback(name) or (origin is not None and not is_loopback(origin.rpartition("//")[2].split(":")[0])):
+            raise Refused(403, "forbidden", "without a token only this machine is answered")
+        return found
+
+    async def _chat(self, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Refused(415, "unsupported_media_type", "content-type must be application/json")
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refused(415, "unsupported_media_type", "packed bodies are not read")
+        raw = await _body(receive, self.gateway.state.config.largest_body)
+        request = read_request(raw)
+        label = headers.get("x-whit-label")
+        seconds = _seconds(headers.get("x-whit-timeout"))
+        key = headers.get("idempotency-key")
+        if key is None:
+            await self._answer(request, tenant, label, seconds, receive, send)
+            return
+        if not 1 <= len(key) <= 255:
+            raise Refused(400, "invalid_request_error", "Idempotency-Key must have 1 to 255 characters")
+        kept, mine = self.idempotency.enter(tenant.name, key, raw + b"\0" + (label or "").encode())
+        if not mine:
+            for message in await asyncio.shield(kept):
+                await send(message)
+            return
+        said: list[MutableMapping[str, Any]] = []
+
+        async def keep(message: MutableMapping[str, Any]) -> None:
+            said.append(message)
+            await send(message)
+
+        try:
+            await self._answer(request, tenant, label, seconds, receive, keep)
+            kept.set_result(said)
+        except BaseException as error:
+            self.idempotency.forget(tenant.name, key)
+            if isinstance(error, Refused):
+                kept.set_exception(error)
+                kept.exception()  # nobody may be waiting for it
+            else:
+                kept.set_exception(Refused(409, "idempotency_error", "the first request with this key was cut off"))
+                kept.exception()
+            raise
+
+    async def _answer(
+        self, request: ChatRequest, tenant: Tenant, label: str | None, seconds: float | None, receive: Receive,
+        send: Send,
+    ) -> None:  # fmt: skip
+        """Answer, unless the client leaves first: then the work ends too."""
+        work = asyncio.ensure_future(self._work(request, tenant, label, seconds, send))
+        gone = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+        finally:
+            gone.cancel()
+            work.cancel()
+
+    async def _work(
+        self, request: ChatRequest, tenant: Tenant, label: str | None, seconds: float | None, send: Send
+    ) -> None:
+        served = await self.gateway.serve(request, tenant, label, seconds)
+        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.tier}
+        async with aclosing(served.pieces) as pieces:  # type: ignore[type-var]
+            if request.stream:
+                await _stream(send, pieces, head, request, served)
+            else:
+                await _json(send, 200, await _whole(pieces, head), _about(served))
+
+    async def _models(self, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
+        config = self.gateway.state.config
+        allowed = config.policies[tenant.policy].tiers
+        names = ["auto", *config.routes, *(tier.name for tier in config.tiers if tier.name in allowed)]
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "whit"} for name in dict.fromkeys(names)]
+        await _json(send, 200, {"object": "list", "data": data})
+
+    async def _metrics(self, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
+        text = self.gateway.metrics.text(self.gateway.ledger.lost if self.gateway.ledger else 0)
+        await _send(send, 200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
+
+    async def _health(self, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
+        state = self.gateway.state
+        tiers = {name: "resting" if breaker.open else "ok" for name, breaker in state.breakers.items()}
+        lost = self.gateway.ledger.lost if self.gateway.ledger else 0
+        await _json(send, 200, {"status": "ok", "tiers": tiers, "ledger_lost": lost})
+
+    async def _life(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.gateway.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        if name in found and name in _SINGLE:
+            raise Refused(400, "invalid_request_error", f"the header {name} is there twice")
+        found[name] = value
+    return found
+
+
+async def _body(receive: Receive, most: int) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(499, "client_left", "the client left")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > most:
+            raise Refused(413, "request_too_large", f"the body is larger than {most:,} bytes")
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 3600:
+        raise Refused(400, "invalid_request_error", "x-whit-timeout must be seconds, from 0 to 3600")
+    return seconds
+
+
+async def _whole(pieces: AsyncIterator[Piece | End], head: dict[str, Any]) -> dict[str, Any]:
+    text: list[str] = []
+    tools: dict[int, dict[str, Any]] = {}
+    end = End()
+    async for piece in pieces:
+        if isinstance(piece, End):
+            end = piece
+        elif piece.tool is not None:
+            tool = tools.setdefault(piece.tool["index"], {"type": "function", "function": {"arguments": ""}})
+            tool |= {key: piece.tool[key] for key in ("id", "type") if key in piece.tool}
+            function = piece.tool["function"]
+            tool["function"] |= {key: value for key, value in function.items() if key == "name"}
+            tool["function"]["arguments"] += function.get("arguments", "")
+        else:
+            text.append(piece.text)
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(text) if text or not tools else None}
+    if tools:
+        message["tool_calls"] = [tools[index] for index in sorted(tools)]
+    choice = {"index": 0, "message": message, "finish_reason": end.finish}
+    return {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(end)}
+
+
+async def _stream(
+    send: Send, pieces: AsyncIterator[Piece | End], head: dict[str, Any], request: ChatRequest, served: Served
+) -> None:
+    started = False
+
+    async def event(data: Any) -> None:
+        nonlocal started
+        if not started:
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers + _raw(_about(served))})
+            started = True
+        text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+        await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
+
+    def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
+        return {**head, "object": "chat.completion.chunk", "choices": choices}
+
+    try:
+        role: dict[str, Any] = {"role": "assistant"}
+        async for piece in pieces:
+            if isinstance(piece, End):
+                await event(chunk(role, piece.finish))
+                if request.include_usage:
+                    await event({**chunk({}), "choices": [], "usage": _usage(piece)})
+            else:
+                delta = {"tool_calls": [piece.tool]} if piece.tool is not None else {"content": piece.text}
+                await event(chunk({**role, **delta}))
+            role = {}
+        await event("[DONE]")
+    except Refused as error:
+        if not started:
+            raise
+        await event(_error(error))
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _usage(end: End) -> dict[str, int]:
+    tokens_in, tokens_out = end.tokens_in or 0, end.tokens_out or 0
+    return {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
+
+
+def _about(served: Served) -> dict[str, str]:
+    reason = "".join(c if c.isascii() and c.isprintable() else "?" for c in served.reason)[:500]
+    return {
+        "x-whit-tier": "".join(c if c.isascii() and c.isprintable() else "?" for c in served.tier),
+        "x-whit-clearance": served.cleared.clearance.id,
+        "x-whit-reason": reason,
+    }
+
+
+def _error(error: Refused) -> dict[str, Any]:
+    kind = "invalid_request_error" if error.status < 500 else "api_error"
+    return {"error": {"message": str(error), "type": kind, "code": error.code, "param": None}}
+
+
+async def _json(send: Send, status: int, body: Any, more: dict[str, str] | None = None) -> None:
+    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    await _send(send, status, content, "application/json", more)
+
+
+async def _send(send: Send, status: int, content: bytes, kind: str, more: dict[str, str] | None = None) -> None:
+    headers = _raw({"content-type": kind, "content-length": str(len(content)), **(more or {})})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content, "more_body": False})
+
+
+def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

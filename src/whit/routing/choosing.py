@@ -1,0 +1,189 @@
+"""Which tier is enough: a learned guess of whether the smallest one does it, and a threshold that is calibrated.
+
+The predictor is a logistic regression over hashed words and word pairs and a few counts of the prompt; it runs here,
+in plain Python, and sends nothing. `fit` learns it from rows on which both tiers' answers are known to be right or
+wrong, and sets the threshold so that a stated share of the strong tier's quality is kept, by cross-validated guesses
+(never by guesses on the rows it was learned from). Learned routers often fail to beat simple ones: `docs/routing.md`
+says how ours does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whit.errors import DataError
+from whit.files import atomic_write
+
+BUCKETS = 4096
+FORMAT = 1
+_WORD = re.compile(r"[^\W\d_]+|\d+(?:[.,]\d+)*|[$%€£:/=+*]")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A predictor with its threshold: below it, the strongest tier is asked."""
+
+    weights: Mapping[int, float]
+    bias: float
+    threshold: float
+    keep_quality: float
+    rows: int
+    quality: float
+    interval: tuple[float, float]
+    strong_share: float
+
+    def chance(self, prompt: str) -> float:
+        """The guessed chance, 0 to 1, that the smallest tier answers this rightly."""
+        total = self.bias + sum(self.weights.get(place, 0.0) * value for place, value in features(prompt).items())
+        return 1 / (1 + math.exp(-max(-50.0, min(50.0, total))))
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON. It holds weights of hashed words and no rows."""
+        plain = {**vars(self), "format": FORMAT, "weights": {str(key): value for key, value in self.weights.items()}}
+        atomic_write(path, json.dumps(plain, indent=1) + "\n")
+
+
+def load_choice(path: str | Path) -> Choice:
+    """Read what `save` wrote. Raises `DataError`."""
+    try:
+        given = json.loads(Path(path).read_text("utf-8"))
+        if given.pop("format") != FORMAT:
+            raise ValueError("of another format")
+        given["weights"] = {int(key): float(value) for key, value in given["weights"].items()}
+        given["interval"] = tuple(map(float, given["interval"]))
+        found = Choice(**given)
+        if not all(math.isfinite(value) for value in (found.bias, found.threshold, *found.weights.values())):
+            raise ValueError("with numbers that are not finite")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read as a fitted choice; make it with whit route fit") from error
+
+
+def features(prompt: str) -> dict[int, float]:
+    """Hashed words and pairs, scaled to length one, and a few counts: place to value."""
+    words = [
+        word.lower() if word[0].isalpha() else "#" if word[0].isdigit() else word for word in _WORD.findall(prompt)
+    ]
+    counts: dict[int, float] = {}
+    for gram in [*words, *map(" ".join, itertools.pairwise(words))]:
+        place = 8 + zlib.crc32(gram.encode()) % (BUCKETS - 8)
+        counts[place] = counts.get(place, 0.0) + 1.0
+    values = {place: 1 + math.log(count) for place, count in counts.items()}
+    norm = math.sqrt(sum(value * value for value in values.values())) or 1.0
+    found = {place: value / norm for place, value in values.items()}
+    found[0] = math.log1p(len(words)) / 5
+    found[1] = math.log1p(words.count("#")) / 3
+    found[2] = math.log1p(sum(prompt.count(mark) for mark in ".?!")) / 3
+    found[3] = math.log1p(sum(prompt.count(mark) for mark in "%/")) / 2
+    return found
+
+
+def matrix(prompts: Sequence[str]) -> Any:
+    """The features of prompts as a sparse matrix, (prompts, BUCKETS)."""
+    from scipy.sparse import csr_matrix
+
+    rows, columns, values = [], [], []
+    for at, prompt in enumerate(prompts):
+        for place, value in features(prompt).items():
+            rows.append(at)
+            columns.append(place)
+            values.append(value)
+    return csr_matrix((values, (rows, columns)), shape=(len(prompts), BUCKETS))
+
+
+def learn(X: Any, y: Sequence[bool], strength: float = 1.0) -> Any:
+    """A fitted logistic regression."""
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=strength, max_iter=1000).fit(X, [int(each) for each in y])
+
+
+def out_of_fold(X: Any, y: Sequence[bool], *, strength: float = 1.0, folds: int = 5, seed: int = 0) -> Any:
+    """For each row the chance guessed by a model that did not see it."""
+    import numpy as np
+
+    found = np.zeros(len(y))
+    order = np.random.default_rng(seed).permutation(len(y))
+    labels = np.asarray(y, dtype=bool)
+    for held in np.array_split(order, folds):
+        rest = np.setdiff1d(order, held)
+        found[held] = learn(X[rest], list(labels[rest]), strength).predict_proba(X[held])[:, 1]
+    return found
+
+
+def qualities(chances: Any, weak: Any, strong: Any) -> tuple[Any, Any]:
+    """Quality with 0, 1, … n rows sent to the strong tier, those of least chance first; and their order."""
+    import numpy as np
+
+    order = np.argsort(chances, kind="stable")
+    gain = np.asarray(strong, float)[order] - np.asarray(weak, float)[order]
+    return np.asarray(weak, float).mean() + np.concatenate([[0.0], np.cumsum(gain)]) / len(gain), order
+
+
+def fit(prompts: Sequence[str], weak: Sequence[bool], strong: Sequence[bool], *, keep_quality: float,
+        seed: int = 0) -> Choice:  # fmt: skip
+    """Learn a choice that keeps `keep_quality` of the strong tier's share of right answers.
+
+    The threshold is the one that sends fewest rows to the strong tier while the quality of out-of-fold guesses
+    reaches the stated share; `interval` is a 95 % bootstrap interval of that quality over the strong tier's.
+    Raises `DataError` where the rows cannot teach.
+    """
+    import numpy as np
+
+    if len(prompts) < 40:
+        raise DataError(f"{len(prompts)} rows are too few to learn a choice from: 40 at least")
+    if len(set(weak)) < 2:
+        raise DataError("the smallest tier is always right or always wrong on these rows: there is nothing to learn")
+    X, y = matrix(prompts), [bool(each) for each in weak]
+    chances = out_of_fold(X, y, seed=seed)
+    w, s = np.asarray(weak, float), np.asarray(strong, float)
+    curve, order = qualities(chances, w, s)
+    reached = np.flatnonzero(curve >= keep_quality * s.mean() - 1e-12)
+    count = int(reached[0]) if len(reached) else len(y)
+    ranked = chances[order]
+    threshold = 0.0 if count == 0 else 1.0 if count == len(y) else float((ranked[count - 1] + ranked[count]) / 2)
+    to_strong = chances < threshold if 0 < count < len(y) else np.full(len(y), count > 0)
+    right = np.where(to_strong, s, w)
+    draws = np.random.default_rng(seed).integers(0, len(y), (2000, len(y)))
+    ratios = right[draws].mean(1) / np.maximum(s[draws].mean(1), 1e-9)
+    model = learn(X, y)
+    weights = {at: round(float(value), 6) for at, value in enumerate(model.coef_[0]) if abs(value) > 1e-6}
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Choice(
+        weights, float(model.intercept_[0]), threshold, keep_quality, len(y),
+        float(right.mean() / max(s.mean(), 1e-9)), (float(low), float(high)), float(to_strong.mean()),
+    )  # fmt: skip
+
+
+def read_fit_rows(path: Path) -> tuple[list[str], list[bool], list[bool]]:
+    """Rows with `prompt`, `weak_correct` and `strong_correct`. Raises `DataError` with the line."""
+    prompts: list[str] = []
+    weak: list[bool] = []
+    strong: list[bool] = []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not JSON") from error
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            raise DataError(f"{path}:{number}: has no text in prompt")
+        for key, to in (("weak_correct", weak), ("strong_correct", strong)):
+            if not isinstance(row.get(key), bool):
+                raise DataError(f"{path}:{number}: {key} must be true or false")
+            to.append(row[key])
+        prompts.append(row["prompt"])
+    return prompts, weak, strong

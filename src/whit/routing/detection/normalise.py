@@ -1,0 +1,149 @@
+"""Seeing through ways to write that hide a number or an address from a pattern.
+
+`plain` gives the text with full-width and other scripts' digits, invisible characters, dashes and spaces made
+ordinary; `decodings` gives what is hidden in URL, HTML, backslash, quoted-printable, hexadecimal and base64 forms,
+compressed ones too, and in numbers spelt out. Work is bounded by the text's size. What no rule here undoes stays
+hidden: this is why detection is not the guarantee.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import html
+import quopri
+import re
+import unicodedata
+import urllib.parse
+import zlib
+from collections.abc import Iterator
+
+DEPTH = 3
+_LARGEST = 65_536
+_DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−﹘﹣－⁃➖・·•‧∙⋅"), "-")
+_BASE64 = re.compile(r"(?:[A-Za-z0-9+/_-]{16,}|(?:[A-Za-z0-9+/_-]{40,100}\r?\n){2,}[A-Za-z0-9+/_-]*)={0,2}")
+_HEX = re.compile(r"(?:0x|\\x|%|\b)?(?:[0-9a-fA-F]{2}[ :,-]?(?:0x|\\x)?){11,}")
+_ESCAPE = re.compile(r"\\u\{?([0-9a-fA-F]{4,6})\}?|\\x([0-9a-fA-F]{2})|\\([0-7]{2,3})")
+_CODES = re.compile(r"(?:\b\d{2,3}\b[ ,;]{1,2}){11,}\d{2,3}\b")
+_WORDS = {
+    "zero": "0", "oh": "0", "nought": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
+    "six": "6", "seven": "7", "eight": "8", "nine": "9",
+}  # fmt: skip
+_SPELT = re.compile(r"(?i)\b(?:(?:" + "|".join(_WORDS) + r")\b[\s,.-]{0,3}){7,}")
+
+
+def plain(text: str) -> str:
+    """The text with its digits, dashes and spaces made ASCII and its invisible characters gone."""
+    if text.isascii():
+        return text if text.isprintable() else "".join(c for c in text if c >= " " or c in "\n\t\r")
+    folded = unicodedata.normalize("NFKC", text)
+    kept = []
+    for character in folded:
+        if character < "\x7f":
+            kept.append(character)
+            continue
+        kind = unicodedata.category(character)
+        if kind in ("Cf", "Me", "Mn", "Cc", "Co", "Cn"):
+            continue
+        if kind == "Nd":
+            kept.append(str(unicodedata.digit(character)))
+        elif kind == "No" and (value := unicodedata.digit(character, None)) is not None:
+            kept.append(str(value))
+        elif kind.startswith("Z"):
+            kept.append(" ")
+        elif kind == "Pd":
+            kept.append("-")
+        else:
+            kept.append(character)
+    return "".join(kept).translate(_DASHES)
+
+
+def decodings(text: str, depth: int = DEPTH) -> Iterator[str]:
+    """Texts that are hidden in `text`, each made plain; hidden ones within them too, `depth` deep."""
+    for found in _once(text):
+        clear = plain(found)
+        if clear != text:
+            yield clear
+            if depth > 1:
+                yield from decodings(clear, depth - 1)
+
+
+def opaque(text: str) -> bool:
+    """Whether a part of the text is long and encoded, and decodes to no text: a picture, an archive, cipher."""
+    for match in _BASE64.finditer(text):
+        word = match.group()
+        if len(word) >= 400 and _is_mixed(word) and _decoded(word) is None:
+            return True
+    return False
+
+
+def _once(text: str) -> Iterator[str]:
+    if "%" in text:
+        changed = urllib.parse.unquote(text, errors="replace")
+        if changed != text:
+            yield changed
+    if "&" in text and (changed := html.unescape(text)) != text:
+        yield changed
+    if "\\" in text and (changed := _ESCAPE.sub(_escaped, text)) != text:
+        yield changed
+    if "=" in text and re.search(r"=[0-9A-F]{2}|=\r?\n", text):
+        changed = quopri.decodestring(text.encode("utf-8", "replace")).decode("utf-8", "replace")
+        if changed != text:
+            yield changed
+    for match in _BASE64.finditer(text):
+        if (found := _decoded(match.group())) is not None:
+            yield found
+    for match in _HEX.finditer(text):
+        digits = re.sub(r"0x|\\x|[^0-9a-fA-F]", "", match.group())
+        if (found := _readable(bytes.fromhex(digits[: len(digits) // 2 * 2]))) is not None:
+            yield found
+    for match in _CODES.finditer(text):
+        values = [int(each) for each in re.findall(r"\d+", match.group())]
+        if all(9 <= value < 127 for value in values):
+            yield "".join(map(chr, values))
+    for match in _SPELT.finditer(text):
+        yield "".join(_WORDS[word.lower()] for word in re.findall(r"[A-Za-z]+", match.group()))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = int(match[1] or match[2], 16) if match[1] or match[2] else int(match[3], 8)
+    return chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else ""
+
+
+def _is_mixed(word: str) -> bool:
+    # Long words of a language and lines of dashes are letters alone, of one case.
+    return any(c.islower() for c in word) and any(c.isupper() for c in word)
+
+
+def _decoded(word: str) -> str | None:
+    word = "".join(word.split())
+    if len(word) > _LARGEST * 2:
+        return None
+    bare = word.rstrip("=").replace("-", "+").replace("_", "/")
+    for cut in (0, 1, 2, 3):  # a prefix such as `key/` may stand before it
+        part = bare[cut:]
+        part = part[: len(part) - (len(part) % 4 == 1)]
+        try:
+            raw = base64.b64decode(part + "=" * (-len(part) % 4), validate=True)
+        except (binascii.Error, ValueError):
+            continue
+        if (text := _readable(raw)) is not None:
+            return text
+    return None
+
+
+def _readable(raw: bytes) -> str | None:
+    """Bytes as text, unpacked if they are packed; nothing where they are no text."""
+    if raw[:2] == b"\x1f\x8b" or raw[:1] == b"\x78":
+        try:
+            raw = zlib.decompressobj(47).decompress(raw, _LARGEST)
+        except zlib.error:
+            return None
+    for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if len(text) >= 6 and sum(c.isascii() and (c.isprintable() or c in "\r\n\t") for c in text) >= 0.9 * len(text):
+            return text
+    return None

@@ -1,0 +1,378 @@
+"""The gateway: clears a request, chooses tiers for it, asks them in turn, and writes down what became of it.
+
+Promises: every way to a tier passes the one gate; a tier is left for the next only before the first piece of its
+answer went out; what must stay inside gets an error where the inside tiers are down, never another tier's answer;
+no tenant is answered beyond its budget. Knows nothing of HTTP servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from whit.routing.choosing import Choice, load_choice
+from whit.routing.clearance import Cleared, Gate, Policy
+from whit.routing.config import Config, Route, Tenant, Tier
+from whit.routing.detection.scanner import Hook, Scanner
+from whit.routing.errors import Refused, TierFailed
+from whit.routing.ledger import Ledger, Record
+from whit.routing.metrics import Metrics
+from whit.routing.request import ChatRequest
+from whit.routing.resilience import Breaker, Budgets, Reservation, pause
+from whit.routing.tiers.answer import Ask, End, Piece
+from whit.routing.tiers.local import LocalClient, LocalModel, LocalRoom, WhitModel
+from whit.routing.tiers.remote import RemoteClient
+from whit.routing.tiers.wire import Wire
+
+_INLINE = 8192
+_NOT_ITS_FAULT = frozenset({"unsupported", "context_length_exceeded"})
+
+
+class State:
+    """One reading of tiers.toml, with what stands behind it; requests keep theirs through a reload."""
+
+    def __init__(
+        self, config: Config, load_local: Callable[[Tier], LocalModel], transport: Any = None, hook: Hook | None = None
+    ) -> None:
+        self.config, self.users = config, 0
+        self.scanner = Scanner(config.detection, hook)
+        self.gate = Gate([tier.name for tier in config.tiers], config.inside, self.scanner)
+        self.rooms = {tier.name: LocalRoom(tier, load_local) for tier in config.tiers if tier.kind == "whit"}
+        self.wires = {
+            tier.name: Wire(tier, largest=config.largest_answer, transport=transport)
+            for tier in config.tiers
+            if tier.kind != "whit"
+        }
+        self.breakers = {tier.name: Breaker() for tier in config.tiers}
+        self.choice: Choice | None = load_choice(config.choice) if config.choice else None
+
+    def client(self, tier: str, cleared: Cleared) -> LocalClient | RemoteClient:
+        """A client for one request. Raises `NotCleared`."""
+        if tier in self.rooms:
+            return LocalClient(self.rooms[tier], cleared.clearance)
+        return RemoteClient(self.wires[tier], cleared.clearance)
+
+    async def close(self) -> None:
+        """Once its last request ended, close what it holds."""
+        while self.users:
+            await asyncio.sleep(0.05)
+        for each in (*self.rooms.values(), *self.wires.values()):
+            await each.close()
+
+
+@dataclass
+class Served:
+    """An answer on its way: `pieces` ends with an `End`."""
+
+    tier: str
+    cleared: Cleared
+    reason: str
+    pieces: AsyncIterator[Piece | End]
+
+
+@dataclass
+class _Case:
+    """What is known of a request while it is served."""
+
+    request: ChatRequest
+    tenant: Tenant
+    route: Route | None
+    label: str | None
+    cleared: Cleared
+    began: float
+    until: float
+    notes: list[str] = field(default_factory=list)
+    attempts: int = 0
+    spent: float = 0.0
+
+
+class Gateway:
+    """Serves requests by a config; `load_local`, `transport` and `hook` are for tests and for other models."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        load_local: Callable[[Tier], LocalModel] = WhitModel,
+        transport: Any = None,
+        hook: Hook | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self._make = (load_local, transport, hook)
+        self.state = State(config, *self._make)
+        self.ledger = ledger or (Ledger(config.ledger) if config.ledger else None)
+        self.metrics = Metrics()
+        self.budgets = self._budgets(config)
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def _budgets(self, config: Config) -> Budgets:
+        spent = self.ledger.spent if self.ledger else lambda tenant, since: 0.0
+        return Budgets({tenant.name: tenant for tenant in config.tenants}, spent)
+
+    def reload(self, config: Config) -> None:
+        """Take over a new config; requests under way end by the old one."""
+        old, self.state = self.state, State(config, *self._make)
+        self.budgets.tenants = {tenant.name: tenant for tenant in config.tenants}
+        task = asyncio.get_running_loop().create_task(old.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """End everything."""
+        await self.state.close()
+        await asyncio.gather(*self._closing)
+        if self.ledger:
+            await asyncio.to_thread(self.ledger.close)
+
+    async def serve(self, request: ChatRequest, tenant: Tenant, label: str | None, seconds: float | None) -> Served:
+        """Have a request answered; returns with the first piece in hand. Raises `Refused`."""
+        state, began = self.state, time.monotonic()
+        state.users += 1
+        try:
+            route = state.config.routes.get(request.model)
+            policies = declared(state.config, tenant, label, route)
+            if state.scanner.slow or request.size > _INLINE:
+                cleared = await asyncio.to_thread(state.gate.clear, request, policies)
+            else:
+                cleared = state.gate.clear(request, policies)
+            until = began + min(seconds or state.config.deadline, state.config.deadline)
+            case = _Case(request, tenant, route, label, cleared, began, until)
+            for kind in cleared.clearance.kinds:
+                self.metrics.add("whit_kept_inside_total", kind=kind)
+            try:
+                return await self._first(state, case)
+            except Refused as error:
+                self._write(state, case, "", error.code, str(error), None)
+                raise
+        except BaseException:
+            state.users -= 1
+            raise
+
+    async def _first(self, state: State, case: _Case) -> Served:
+        order, reason = plan(state, case.request, case.cleared, case.route)
+        kept: tuple[str, list[Piece | End]] | None = None
+        last: Refused | None = None
+        for place, name in enumerate(order):
+            tier = state.config.tier(name)
+            least = case.route.min_confidence if case.route and case.route.min_confidence is not None else (
+                state.config.min_confidence)  # fmt: skip
+            unsure = least is not None and tier.kind == "whit" and place + 1 < len(order) and kept is None
+            try:
+                pieces, ready = await self._ask(state, case, tier, whole=unsure or not case.request.stream)
+            except Refused as error:
+                last = error
+                case.notes.append(f"{name}: {error.code}")
+                continue
+            end = ready[-1] if ready and isinstance(ready[-1], End) else None
+            if unsure and end is not None and end.confidence is not None and end.confidence < (least or 0):
+                kept = (name, ready)
+                case.notes.append(f"{name}: confidence {end.confidence:.2f} below {least:g}")
+                continue
+            why = "; ".join([reason, *case.notes])
+            return Served(name, case.cleared, why, self._through(state, case, tier, pieces, ready, why))
+        if kept is not None:  # an unsure answer is better than none
+            tier = state.config.tier(kept[0])
+            why = "; ".join([reason, *case.notes, "no other tier answered"])
+            return Served(tier.name, case.cleared, why, self._through(state, case, tier, None, kept[1], why))
+        raise self._nobody(state, case, order, last)
+
+    async def _ask(
+        self, state: State, case: _Case, tier: Tier, *, whole: bool
+    ) -> tuple[AsyncIterator[Piece | End] | None, list[Piece | End]]:
+        """The first piece of a tier's answer (or all of it) and what follows. Raises `Refused`."""
+        breaker = state.breakers[tier.name]
+        sent, _ = case.cleared.request_for(tier.name)
+        most = min(sent.max_tokens or tier.max_tokens, tier.max_tokens)
+        bound = tier.cost(sent.size + 1024, most)  # a token is a byte at least; the rest is the server's template
+        attempt = 0
+        while True:
+            left = case.until - time.monotonic()
+            if left <= 0:
+                raise Refused(504, "deadline_exceeded", "there was no time left")
+            if not breaker.begin():
+                raise Refused(503, "tier_resting", f"tier {tier.name} failed too often and is left alone for now")
+            reservation = self.budgets.reserve(case.tenant.name, bound)
+            if reservation is None:
+                breaker.neither()
+                raise Refused(429, "insufficient_quota", f"the budget of {case.tenant.name} does not hold this")
+            case.attempts += 1
+            adapter = case.route.adapter if case.route else None
+            pieces = self._metered(
+                state.client(tier.name, case.cleared).answer(case.cleared, Ask(left, most, adapter)),
+                case, tier, breaker, reservation, most,
+            )  # fmt: skip
+            try:
+                ready: list[Piece | End] = []
+                async for piece in pieces:
+                    ready.append(piece)
+                    if not whole:
+                        break
+                return (None if whole else pieces), ready
+            except TierFailed as error:
+                self.metrics.add("whit_failures_total", tier=tier.name, code=error.code)
+                wait = pause(attempt, error.after, case.until - time.monotonic())
+                if not error.again or attempt >= tier.retries or wait is None:
+                    raise
+                attempt += 1
+                await asyncio.sleep(wait)
+
+    async def _metered(
+        self,
+        pieces: AsyncIterator[Piece | End],
+        case: _Case,
+        tier: Tier,
+        breaker: Breaker,
+        reservation: Reservation,
+        most: int,
+    ) -> AsyncIterator[Piece | End]:
+        """The pieces, with the breaker and the budget told how it went."""
+        count, cost, told = 0, 0.0, False
+        try:
+            async with aclosing(pieces) as source:  # type: ignore[type-var]
+                async for piece in source:
+                    if isinstance(piece, End):
+                        breaker.success()
+                        told = True
+                        known = piece.tokens_in is not None and piece.tokens_out is not None
+                        cost = tier.cost(piece.tokens_in or 0, piece.tokens_out or 0) if known else reservation.amount
+                    else:
+                        count += 1
+                        if count > 1.5 * most + 64:
+                            raise TierFailed(
+                                "tier_overran", f"tier {tier.name} said more than it was asked for", again=False,
+                                billed=True,
+                            )  # fmt: skip
+                    yield piece
+        except TierFailed as error:
+            told = True
+            cost = reservation.amount if error.billed or count else 0.0
+            if error.code in _NOT_ITS_FAULT:
+                breaker.success()
+            else:
+                breaker.failure()
+            raise
+        finally:
+            if not told:  # the client went away: the tier stops too, so what came so far is what it cost
+                breaker.neither()
+                cost = min(reservation.amount, tier.cost(case.request.size, count + 8))
+            case.spent += cost
+            self.budgets.settle(reservation, cost)
+
+    async def _through(
+        self,
+        state: State,
+        case: _Case,
+        tier: Tier,
+        pieces: AsyncIterator[Piece | End] | None,
+        ready: list[Piece | End],
+        why: str,
+    ) -> AsyncIterator[Piece | End]:
+        first = time.monotonic() - case.began
+        outcome, end = "ok", None
+        try:
+            for piece in ready:
+                end = piece if isinstance(piece, End) else end
+                yield piece
+            if pieces is not None:
+                async with aclosing(pieces) as rest:  # type: ignore[type-var]
+                    async for piece in rest:
+                        end = piece if isinstance(piece, End) else end
+                        yield piece
+        except TierFailed as error:
+            outcome = error.code
+            self.metrics.add("whit_failures_total", tier=tier.name, code=error.code)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "client_left" if end is None else "ok"
+            raise
+        finally:
+            state.users -= 1
+            self._write(state, case, tier.name, outcome, why, end, first)
+
+    def _nobody(self, state: State, case: _Case, order: list[str], last: Refused | None) -> Refused:
+        """The error that says why nobody answered."""
+        clearance = case.cleared.clearance
+        reasons = "; ".join(clearance.reasons)
+        if not order:
+            return Refused(403, "not_allowed", f"no tier may have this request: {reasons}")
+        stays = clearance.tiers <= state.config.inside and len(clearance.tiers) < len(state.config.tiers)
+        tried = ", ".join(case.notes)
+        if stays:
+            status = last.status if last and last.status in (400, 429, 504) else 503
+            return Refused(
+                status, "inside_unavailable",
+                f"this request stays inside ({reasons}), and there nobody could answer it ({tried})",
+            )  # fmt: skip
+        if last is not None and len(order) == 1:
+            return last
+        status = 503 if last is None else last.status
+        return Refused(status, last.code if last else "unavailable", f"no tier could answer ({tried})")
+
+    def _write(
+        self, state: State, case: _Case, tier: str, outcome: str, reason: str, end: End | None, first: float = 0.0
+    ) -> None:
+        seconds = time.monotonic() - case.began
+        tokens_in = (end.tokens_in if end else None) or 0
+        tokens_out = (end.tokens_out if end else None) or 0
+        if not tokens_in and outcome == "ok":
+            tokens_in = case.request.size // 4  # a tier that counts nothing: four bytes a token, as a guess
+        self.metrics.add("whit_requests_total", tier=tier or "none", outcome=outcome)
+        if tier:
+            self.metrics.time(tier, seconds)
+            self.metrics.add("whit_tokens_total", tokens_in, tier=tier, direction="in")
+            self.metrics.add("whit_tokens_total", tokens_out, tier=tier, direction="out")
+            self.metrics.add("whit_cost_total", case.spent, tier=tier)
+        if self.ledger is None:
+            return
+        clearance = case.cleared.clearance
+        dearest = max(state.config.tiers, key=lambda each: each.cost(1000, 1000))
+        self.ledger.add(
+            Record(
+                time.time(), case.tenant.name, case.route.name if case.route else "", case.label or "", tier, outcome,
+                reason, clearance.id, " ".join(sorted(clearance.tiers)), " ".join(sorted(clearance.kinds)),
+                int(bool(tier) and not clearance.plain(tier)), case.attempts, tokens_in, tokens_out, case.spent,
+                dearest.cost(tokens_in, tokens_out), seconds, first, end.confidence if end else None,
+            )
+        )  # fmt: skip
+
+
+def declared(config: Config, tenant: Tenant, label: str | None, route: Route | None) -> list[tuple[str, Policy]]:
+    """The policies that a request is under: its tenant's, its label's, its route's. Raises `Refused`."""
+    found = [(f"tenant {tenant.name}", config.policies[tenant.policy])]
+    if label is not None:
+        if label not in config.labels:
+            known = ", ".join(config.labels) or "none"
+            raise Refused(400, "unknown_label", f"x-whit-label is not one of those in tiers.toml ({known})")
+        found.append((f"label {label}", config.policies[config.labels[label]]))
+    if route is not None and route.policy is not None:
+        found.append((f"route {route.name}", config.policies[route.policy]))
+    return found
+
+
+def plan(state: State, request: ChatRequest, cleared: Cleared, route: Route | None) -> tuple[list[str], str]:
+    """The tiers to ask, in order, and why the first is first: dearer ones next, then cheaper ones."""
+    allowed = [tier.name for tier in state.config.tiers if cleared.clearance.allows(tier.name)]
+    if not allowed:
+        return [], "no tier is allowed"
+    start, reason = 0, "the smallest tier that is allowed"
+    names = [tier.name for tier in state.config.tiers]
+    if request.model in names:
+        start, reason = _from(allowed, names, request.model), f"the client asked for {request.model}"
+    elif route is not None and route.start is not None:
+        start, reason = _from(allowed, names, route.start), f"route {route.name} starts at {route.start}"
+    elif state.choice is not None:
+        chance = state.choice.chance(request.prompt())
+        if chance < state.choice.threshold:
+            start = len(allowed) - 1
+        reason = f"chance {chance:.2f} that the smallest does it, threshold {state.choice.threshold:.2f}"
+    return allowed[start:] + allowed[:start][::-1], reason
+
+
+def _from(allowed: list[str], names: list[str], wanted: str) -> int:
+    """The first allowed tier from `wanted` on, else the last."""
+    place = names.index(wanted)
+    return next((at for at, name in enumerate(allowed) if names.index(name) >= place), len(allowed) - 1)

@@ -1,0 +1,164 @@
+"""`whit route report`: what was served for nothing, what the rest cost and saved, what stayed inside and why.
+
+From the ledger alone; the page is one file without scripts and without anything from elsewhere. `saved` compares
+with the dearest tier for the same tokens, which is an estimate: another model would have said other words.
+"""
+
+from __future__ import annotations
+
+import html
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from whit.routing.ledger import Record
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures of a span of time; shares are from 0 to 1, costs in the currency of tiers.toml."""
+
+    requests: int
+    answered: int
+    free_share: float
+    cost: float
+    cost_always_strong: float
+    saved: float
+    tiers: dict[str, dict[str, float]]
+    tenants: dict[str, float]
+    kept_inside: dict[str, int]
+    failures: dict[str, int]
+    days: dict[str, dict[str, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"contract": 1, **asdict(self)}
+
+    def to_text(self) -> str:
+        """A few lines."""
+        lines = [
+            f"{self.requests:,} requests, {self.answered:,} answered, {self.free_share:.1%} of them for nothing",
+            f"cost {self.cost:.4f}; always the dearest tier: {self.cost_always_strong:.4f}; saved {self.saved:.4f}",
+        ]
+        lines += [
+            f"  {name}: {each['requests']:,.0f} requests, cost {each['cost']:.4f}, "
+            f"median {each['median_seconds']:.3f} s, 99th percentile {each['p99_seconds']:.3f} s"
+            for name, each in self.tiers.items()
+        ]
+        if self.kept_inside:
+            lines.append("kept inside: " + ", ".join(f"{kind} {count:,}" for kind, count in self.kept_inside.items()))
+        if self.failures:
+            lines.append("not answered: " + ", ".join(f"{code} {count:,}" for code, count in self.failures.items()))
+        return "\n".join(lines)
+
+
+def summarise(records: Iterable[Record]) -> Summary:
+    """Figures of the records."""
+    count = answered = free = 0
+    cost = strong = 0.0
+    seconds: dict[str, list[float]] = defaultdict(list)
+    costs: dict[str, float] = defaultdict(float)
+    tenants: dict[str, float] = defaultdict(float)
+    kinds: Counter[str] = Counter()
+    failures: Counter[str] = Counter()
+    days: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for record in records:
+        count += 1
+        cost += record.cost
+        tenants[record.tenant] += record.cost
+        kinds.update(record.kinds.split())
+        day = time.strftime("%F", time.gmtime(record.at))
+        days[day]["cost"] += record.cost
+        if record.outcome != "ok":
+            failures[record.outcome] += 1
+            continue
+        answered += 1
+        free += record.cost == 0
+        strong += record.cost_strong
+        seconds[record.tier].append(record.seconds)
+        costs[record.tier] += record.cost
+        days[day][record.tier] += 1
+    tiers = {
+        name: {
+            "requests": len(times),
+            "cost": costs[name],
+            "median_seconds": statistics.median(times),
+            "p99_seconds": sorted(times)[min(len(times) - 1, int(0.99 * len(times)))],
+        }
+        for name, times in sorted(seconds.items())
+    }
+    return Summary(
+        count, answered, free / answered if answered else 0.0, cost, strong, strong - cost, tiers, dict(tenants),
+        dict(kinds.most_common()), dict(failures.most_common()), {day: dict(each) for day, each in days.items()},
+    )  # fmt: skip
+
+
+_COLOURS = ("#2a7f62", "#3b6ea5", "#b5652b", "#7a4b94", "#5b6770")
+
+
+def page(summary: Summary, title: str) -> str:
+    """The summary as one HTML page with plots in SVG."""
+    names = list(summary.tiers)
+    colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(names)}
+    facts = (
+        ("served for nothing", f"{summary.free_share:.1%}"), ("spent", f"{summary.cost:.4f}"),
+        ("saved against always the dearest", f"{summary.saved:.4f}"), ("requests", f"{summary.requests:,}"),
+    )  # fmt: skip
+    figures = "".join(f"<div><b>{html.escape(value)}</b>{html.escape(name)}</div>" for name, value in facts)
+    shares = [(name, summary.tiers[name]["requests"], colours[name]) for name in names]
+    spent = [("spent", summary.cost, _COLOURS[0]), ("always the dearest", summary.cost_always_strong, _COLOURS[2])]
+    inside = [(kind, float(count), _COLOURS[3]) for kind, count in summary.kept_inside.items()]
+    failed = [(code, float(count), _COLOURS[4]) for code, count in summary.failures.items()]
+    parts = [
+        f"<h2>Answers by tier</h2>{_bars(shares)}",
+        f"<h2>Answers by day</h2>{_days(summary, colours)}",
+        f"<h2>Money</h2>{_bars(spent, '{:.4f}')}",
+        f"<h2>Kept inside, by what was found</h2>{_bars(inside)}",
+        f"<h2>Not answered</h2>{_bars(failed)}",
+    ]
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>{html.escape(title)}</title><style>body{{font:16px/1.5 system-ui,sans-serif;max-width:46rem;"
+        "margin:2rem auto;padding:0 1rem;color:#222}.facts{display:flex;flex-wrap:wrap;gap:1rem}.facts div{flex:1 1 "
+        "9rem;background:#f3f4f2;padding:.8rem;border-radius:.4rem}.facts b{display:block;font-size:1.5rem}"
+        "svg{width:100%;height:auto}text{font:13px system-ui,sans-serif}</style>"
+        f"<h1>{html.escape(title)}</h1><div class='facts'>{figures}</div>{''.join(parts)}</html>"
+    )
+
+
+def _bars(rows: list[tuple[str, float, str]], form: str = "{:,.0f}") -> str:
+    if not rows:
+        return "<p>None.</p>"
+    most = max((value for _, value, _ in rows), default=0) or 1
+    lines = []
+    for at, (name, value, colour) in enumerate(rows):
+        y, width = at * 26, 380 * value / most
+        lines.append(
+            f'<text x="0" y="{y + 16}">{html.escape(name[:28])}</text><rect x="200" y="{y + 4}" width="{width:.1f}" '
+            f'height="16" fill="{colour}"/><text x="{206 + width:.1f}" y="{y + 16}">{form.format(value)}</text>'
+        )
+    return f'<svg viewBox="0 0 680 {len(rows) * 26 + 4}" role="img">{"".join(lines)}</svg>'
+
+
+def _days(summary: Summary, colours: dict[str, str]) -> str:
+    days = sorted(summary.days)[-60:]
+    most = max((sum(summary.days[day].get(name, 0) for name in colours) for day in days), default=0)
+    if not most:
+        return "<p>None.</p>"
+    width = 640 / len(days)
+    marks = []
+    for at, day in enumerate(days):
+        top = 150.0
+        for name, colour in colours.items():
+            height = 140 * summary.days[day].get(name, 0) / most
+            top -= height
+            marks.append(
+                f'<rect x="{at * width:.1f}" y="{top:.1f}" width="{max(1.0, width - 2):.1f}" height="{height:.1f}" '
+                f'fill="{colour}"><title>{day} {html.escape(name)}</title></rect>'
+            )
+    ends = f'<text x="0" y="168">{days[0]}</text><text x="640" y="168" text-anchor="end">{days[-1]}</text>'
+    return f'<svg viewBox="0 0 680 174" role="img">{"".join(marks)}{ends}</svg>'

@@ -1,0 +1,224 @@
+"""A chat request as whit understands it: what a client may say, held to limits, and nothing else passed on.
+
+Promises that only known fields of OpenAI's chat API are kept, each of a known shape, so that nothing rides along
+unread; and that `texts` gives every text that any tier could receive. Fields that are about the caller's account
+(`user`, `metadata`, `store`, …) are dropped. Knows nothing of tiers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from whit.routing.errors import Refused
+
+MAX_MESSAGES = 2000
+MAX_DEPTH = 24
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+_NUMBERS = {
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
+_COUNTS = {"max_tokens": (1, 1_000_000), "max_completion_tokens": (1, 1_000_000), "seed": (-(2**63), 2**63 - 1)}
+_TREES = ("tools", "tool_choice", "response_format")
+_MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
+_TEXT_PARTS = frozenset({"text", "input_text"})
+
+
+class ChatRequest:
+    """A chat request: immutable; `body` is what may be passed on, `model` what the client asked for."""
+
+    __slots__ = ("_json", "include_usage", "max_tokens", "model", "opaque", "stream")
+
+    def __init__(self, body: Mapping[str, Any], *, model: str, stream: bool, include_usage: bool, opaque: bool) -> None:
+        self._json = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        self.model, self.stream, self.include_usage, self.opaque = model, stream, include_usage, opaque
+        most = body.get("max_completion_tokens", body.get("max_tokens"))
+        self.max_tokens: int | None = most if isinstance(most, int) else None
+
+    def __repr__(self) -> str:
+        return f"<chat request of {len(self._json)} characters>"
+
+    def body(self) -> dict[str, Any]:
+        """A fresh copy of what may be passed on."""
+        found: dict[str, Any] = json.loads(self._json)
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes of what may be passed on: never fewer than its tokens, for a token is a byte at least."""
+        return len(self._json.encode("utf-8"))
+
+    def texts(self) -> list[str]:
+        """Every text in it, numbers too; keys and other names come last, so that contents stand side by side."""
+        names: list[str] = []
+        return [*_texts(json.loads(self._json), names), *names]
+
+    def prompt(self) -> str:
+        """What the user says last, as text."""
+        for message in reversed(self.body()["messages"]):
+            if message["role"] == "user":
+                return content_text(message.get("content"))
+        return ""
+
+    def map(self, change: Callable[[str], str]) -> ChatRequest:
+        """The same request with every text in its messages, tools and formats changed."""
+        body = self.body()
+        for key in ("messages", "stop", *_TREES):
+            if key in body:
+                body[key] = _map(body[key], change)
+        return ChatRequest(
+            body, model=self.model, stream=self.stream, include_usage=self.include_usage, opaque=self.opaque
+        )
+
+
+def content_text(content: Any) -> str:
+    """A message's content as one text."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "\n".join(part.get("text", "") for part in content if isinstance(part, dict))
+    return ""
+
+
+def read_request(raw: bytes) -> ChatRequest:
+    """A client's body. Raises `Refused` (400), naming the field but never its content."""
+    try:
+        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_doubles)
+    except (ValueError, RecursionError) as error:
+        raise _bad("body", "is not valid JSON of the kind that every reader reads alike") from error
+    if not isinstance(body, dict):
+        raise _bad("body", "must be a JSON object")
+    if _depth(body) > MAX_DEPTH:
+        raise _bad("body", "is nested too deeply")
+    kept: dict[str, Any] = {}
+    model = body.get("model", "auto")
+    if not isinstance(model, str) or len(model) > 200:
+        raise _bad("model", "must be a name")
+    stream = body.get("stream") or False
+    if not isinstance(stream, bool):
+        raise _bad("stream", "must be true or false")
+    if body.get("n") not in (None, 1):
+        raise _bad("n", "must be 1")
+    kept["messages"], opaque = _messages(body.get("messages"))
+    for key, (low, high) in _NUMBERS.items():
+        if (value := body.get(key)) is not None:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise _bad(key, f"must be from {low} to {high}")
+            kept[key] = value
+    for key, (least, most) in _COUNTS.items():
+        if (value := body.get(key)) is not None:
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise _bad(key, f"must be a whole number from {least} to {most}")
+            kept[key] = value
+    if (stop := body.get("stop")) is not None:
+        listed = [stop] if isinstance(stop, str) else stop
+        if not isinstance(listed, list) or len(listed) > 8 or not all(isinstance(each, str) for each in listed):
+            raise _bad("stop", "must be a text or up to 8 texts")
+        kept["stop"] = listed
+    for key in _TREES:
+        if (value := body.get(key)) is not None:
+            if not isinstance(value, str | list | dict):
+                raise _bad(key, "has a wrong shape")
+            kept[key] = value
+    options = body.get("stream_options")
+    usage = bool(isinstance(options, dict) and options.get("include_usage") is True)
+    request = ChatRequest(kept, model=model, stream=stream, include_usage=usage, opaque=opaque)
+    try:
+        _ = request.size
+    except UnicodeEncodeError as error:
+        raise _bad("body", "holds half a character (a lone surrogate)") from error
+    return request
+
+
+def _messages(given: Any) -> tuple[list[dict[str, Any]], bool]:
+    if not isinstance(given, list) or not given or len(given) > MAX_MESSAGES:
+        raise _bad("messages", f"must be a list of 1 to {MAX_MESSAGES} messages")
+    kept, opaque = [], False
+    for at, message in enumerate(given):
+        where = f"messages[{at}]"
+        if not isinstance(message, dict) or message.get("role") not in _ROLES:
+            raise _bad(where, "must have a role of " + ", ".join(sorted(_ROLES)))
+        content = message.get("content")
+        if isinstance(content, list):
+            for part in content:
+                if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+                    raise _bad(where, "has a part without a type")
+                if part["type"] in _TEXT_PARTS:
+                    if not isinstance(part.get("text"), str):
+                        raise _bad(where, "has a text part without text")
+                else:
+                    opaque = True
+            content = [
+                {"type": "text", "text": part["text"]} if part["type"] in _TEXT_PARTS else part for part in content
+            ]
+        elif content is not None and not isinstance(content, str):
+            raise _bad(where, "must have a text, or a list of parts, as content")
+        for key in ("name", "tool_call_id"):
+            if message.get(key) is not None and not isinstance(message[key], str):
+                raise _bad(f"{where}.{key}", "must be a text")
+        if message.get("tool_calls") is not None and not isinstance(message["tool_calls"], list):
+            raise _bad(f"{where}.tool_calls", "must be a list")
+        each = {key: value for key, value in message.items() if key in _MESSAGE_KEYS and value is not None}
+        each["content"] = content
+        kept.append(each)
+    return kept, opaque
+
+
+def _texts(value: Any, names: list[str]) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            names.append(key)
+            if key in ("role", "type") and isinstance(inner, str):
+                names.append(inner)
+            else:
+                yield from _texts(inner, names)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner, names)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)
+
+
+def _map(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: inner if key in ("role", "type") else _map(inner, change) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_map(inner, change) for inner in value]
+    return value
+
+
+def _depth(value: Any) -> int:
+    deepest, level = 0, [value]
+    while level and deepest <= MAX_DEPTH:
+        deepest += 1
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return deepest
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Two readers may take different ones of a key that is there twice: what was looked at is then not what is sent.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _bad(field: str, message: str) -> Refused:
+    return Refused(400, "invalid_request_error", f"{field} {message}")

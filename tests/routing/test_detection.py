@@ -1,0 +1,169 @@
+"""The detectors: what they see, through which disguises, what they leave alone, and how they fail."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import time
+import urllib.parse
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whit.data.secrets import luhn
+from whit.routing.config import Detection
+from whit.routing.detection import numbers
+from whit.routing.detection.scanner import Scanner, read_adapter_answer
+
+SCANNER = Scanner(Detection(terms=("Projekt Nachtigall", "Zürich")))
+CARD = "4111111111111111"
+
+
+def kinds(*texts: str) -> frozenset[str]:
+    scan = SCANNER(texts)
+    assert scan.failed is None, scan.failed
+    return scan.kinds
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("card", CARD), ("card", "4111-1111-1111-1111"), ("card", "3782 822463 10005"), ("card", "6011.1111.1111.1117"),
+        ("card", "5 5 5 5 5 5 5 5 5 5 5 5 4 4 4 4"), ("iban", "DE89 3704 0044 0532 0130 00"),
+        ("iban", "gb82west12345698765432"), ("national_id", "it is 078-05-1120"), ("national_id", "SSN: 123456788"),
+        ("national_id", "AB 12 34 56 C"), ("national_id", "12345678Z"), ("national_id", "X1234567L"),
+        ("national_id", "RSSMRA85T10A562S"), ("national_id", "86095742719"), ("national_id", "44051401359"),
+        ("national_id", "811218-9876"), ("national_id", "529.982.247-25"), ("national_id", "2341 2341 2346"),
+        ("national_id", "130 692 544"), ("national_id", "nhs number 943 476 5919"), ("national_id", "BSN 111222333"),
+        ("national_id", "1 85 05 78 006 084 91"), ("document", "my driver's license number is A125325867"),
+        ("email", "a.b+c@mail.example.org"), ("email", "jo (at) example (dot) org"), ("email", "jo at example dot org"),
+        ("phone", "+49 30 901820"), ("phone", "(202) 456-1111"), ("phone", "call 33 93 31 11"),
+        ("phone", "042 078 6381-office"), ("ip", "106.31.73.20"), ("ip", "2001:db8::8a2e:370:7334"),
+        ("key", "AKIA" + "IOSFODNN7EXAMPLE"), ("key", "postgres" + "://me:hunter2hunter@db.example/x"),
+        ("key", "-----BEGIN OPENSSH PRIVATE" + " KEY-----\nb3BlbnNza"), ("term", "about projekt  nachtigall today"),
+        ("term", "ZURICH"),
+    ],
+)  # fmt: skip
+def test_what_is_sensitive_is_seen(kind: str, text: str) -> None:
+    assert kind in kinds(f"Please note: {text} thanks.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "order 4111111111111112 and 1234567890123456", "born 6/24/1991, aged 79", "12 Main St, Dallas TX 48486",
+        "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14", "version 10.2.3 of 2024-01-02 12:30:45", "DE89 is a road",
+        "127.0.0.1:8080", "pi is 3.14159265358979", "Nachtigall", "The ratio of men to women is 5:9 of 84.",
+        "commit 3f786850e387550fdab836ed7e6dc881de23001b", "a" * 3000, "ThisIsALongCamelCaseIdentifierName",
+    ],
+)  # fmt: skip
+def test_what_is_ordinary_is_left_alone(text: str) -> None:
+    assert kinds(text) == frozenset()
+
+
+DISGUISES = {
+    "full width": lambda t: "".join(chr(ord(c) + 0xFEE0) if c.isdigit() else c for c in t),
+    "arabic digits": lambda t: "".join(chr(0x660 + int(c)) for c in t),
+    "mathematical digits": lambda t: "".join(chr(0x1D7CE + int(c)) for c in t),
+    "superscripts": lambda t: "".join("⁰¹²³⁴⁵⁶⁷⁸⁹"[int(c)] for c in t),
+    "circled": lambda t: "".join("⓪①②③④⑤⑥⑦⑧⑨"[int(c)] for c in t),
+    "keycaps": lambda t: "".join(c + "\ufe0f\u20e3" for c in t),
+    "zero width": "\u200b".join,
+    "soft hyphens": "\u00ad".join,
+    "word joiners": "\u2060".join,
+    "tags": lambda t: "\U000e0041".join(t),
+    "no-break spaces": lambda t: "\u00a0".join(t[i : i + 4] for i in range(0, 16, 4)),
+    "dashes": lambda t: "\u2011".join(t[i : i + 4] for i in range(0, 16, 4)),
+    "dots": ".".join,
+    "lines": lambda t: "\n".join(t[i : i + 4] for i in range(0, 16, 4)),
+    "slashes": " / ".join,
+    "url": lambda t: "".join(f"%{ord(c):02X}" for c in t),
+    "url twice": lambda t: urllib.parse.quote("".join(f"%{ord(c):02X}" for c in t)),
+    "html": lambda t: "".join(f"&#{ord(c)};" for c in t),
+    "html hex": lambda t: html.escape("".join(f"&#x{ord(c):x};" for c in t)),
+    "backslash u": lambda t: "".join(f"\\u{ord(c):04x}" for c in t),
+    "backslash x": lambda t: "".join(f"\\x{ord(c):02x}" for c in t),
+    "base64": lambda t: base64.b64encode(t.encode()).decode(),
+    "base64 of a sentence": lambda t: base64.b64encode(f"my card is {t}".encode()).decode(),
+    "base64 url": lambda t: base64.urlsafe_b64encode(f"??>>{t}~~".encode()).decode().rstrip("="),
+    "base64 twice": lambda t: base64.b64encode(base64.b64encode(t.encode())).decode(),
+    "base64 of utf-16": lambda t: base64.b64encode(t.encode("utf-16-le")).decode(),
+    "gzip": lambda t: base64.b64encode(gzip.compress(f"the number is {t}".encode())).decode(),
+    "hex": lambda t: t.encode().hex(),
+    "hex with spaces": lambda t: t.encode().hex(" "),
+    "quoted-printable": lambda t: "".join(f"={ord(c):02X}" for c in t),
+    "decimal codes": lambda t: ", ".join(str(ord(c)) for c in t),
+    "words": lambda t: " ".join(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"][int(c)]
+                                for c in t),
+    "json": lambda t: json.dumps({"n": t}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_disguises_are_seen_through(disguise: str) -> None:
+    assert "card" in kinds("this is public: " + DISGUISES[disguise](CARD) + " end")
+
+
+def test_a_number_cut_between_messages_is_seen() -> None:
+    assert "card" in kinds("4111 1111", "1111 1111")
+
+
+def test_a_long_blob_that_is_no_text_fails_the_scan() -> None:
+    import random
+
+    blob = base64.b64encode(random.Random(0).randbytes(900)).decode()
+    assert SCANNER([blob]).failed is not None
+
+
+def test_too_large_too_slow_and_broken_all_fail() -> None:
+    assert "too large" in str(Scanner(Detection(largest=10))(["x" * 11]).failed)
+    assert "too long" in str(Scanner(Detection(timeout=1e-9))(["hello"]).failed)
+    slow = Scanner(Detection(adapter_timeout=0.05), hook=lambda text: time.sleep(0.3) or [])  # type: ignore[func-returns-value]
+    assert "too long" in str(slow(["hello"]).failed)
+
+    def broken(text: str) -> list[tuple[str, str]]:
+        raise ValueError("secret")
+
+    failed = str(Scanner(Detection(), hook=broken)(["hello"]).failed)
+    assert "ValueError" in failed and "secret" not in failed
+
+
+def test_an_adapter_adds_what_it_names() -> None:
+    scanner = Scanner(Detection(), hook=lambda text: read_adapter_answer('{"PERSON": ["Rubija"]}', text))
+    assert scanner(["I am Rubija"]).kinds == {"person"}
+    for garbled in ("Rubija", "[]", '{"PERSON": [5]}', '{"PERSON": [""]}'):
+        with pytest.raises(ValueError):
+            read_adapter_answer(garbled, "x")
+
+
+@given(st.sampled_from(["4", "51", "37", "6011", "35"]), st.integers(0, 10**14), st.sampled_from(["", " ", "-", "."]))
+@settings(max_examples=150, deadline=None)
+def test_every_card_number_is_seen_in_groups_of_four(prefix: str, body: int, between: str) -> None:
+    length = 15 if prefix == "37" else 16
+    digits = (prefix + str(body).zfill(15))[: length - 1]
+    digits += next(c for c in "0123456789" if luhn(digits + c))
+    grouped = between.join(digits[at : at + 4] for at in range(0, length, 4))
+    assert list(numbers.cards(f"pay with {grouped} now"))
+
+
+@given(st.text(max_size=300))
+@settings(max_examples=150, deadline=None)
+def test_no_text_breaks_a_scan(text: str) -> None:
+    scan = SCANNER([text])
+    assert scan.failed is None or "encoded" in scan.failed or "OverflowError" in scan.failed
+
+
+def test_recall_on_the_shared_rows(shared_data: Path) -> None:
+    wanted = {"CREDIT_CARD": "card", "EMAIL_ADDRESS": "email", "IBAN_CODE": "iban"}
+    hits = total = 0
+    for line in (shared_data / "tasks" / "pii" / "dev.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        for span in row["spans"]:
+            if span["type"] in wanted:
+                total += 1
+                hits += wanted[span["type"]] in kinds(row["text"])
+    assert total > 50 and hits / total >= 0.99
