@@ -166,6 +166,20 @@ class ExportSettings:
 
 
 @dataclass(frozen=True)
+class BundleSettings:
+    """Options of `whit bundle`."""
+
+    adapters: tuple[str, ...] = argument(
+        "Folders, files or text forms of adapters of one base.", many=True, optional=True
+    )
+    out: Path = argument("Folder to write; an older bundle there is replaced.")
+    base: str | None = option(None, "The base (default: the one on the adapters' cards).")
+    title: str | None = option(None, "What the page is called (default: the adapter's name).")
+    open: bool = option(False, "Serve it on this machine and open it in the browser.")
+    port: int = option(0, "Port for --open; 0 takes a free one.", least=0, most=65535)
+
+
+@dataclass(frozen=True)
 class CheckSettings(DataColumns):
     """Options of `whit check`."""
 

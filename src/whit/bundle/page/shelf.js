@@ -1,0 +1,206 @@
+/**
+ * The adapters that can be used: those of the bundle and those made or opened here. Puts them into the engine when wanted.
+ *
+ * Promises that an adapter of another base is refused with that reason. Knows files and fingerprints; nothing of training.
+ */
+import { fromText, readHead, toText } from "./compact.js";
+import { digest } from "./download.js";
+import { WhitError } from "./engine.js";
+import { CONFIG, readLora, WEIGHTS } from "./lora.js";
+import { readZip, writeZip } from "./zip.js";
+const FILE = "adapter.whit";
+/** Fetch a file of the bundle (the service worker has it) and check it against the manifest. */
+export async function bundled(root, manifest, name) {
+    let answer;
+    try {
+        answer = await fetch(new URL(name, root));
+    }
+    catch {
+        throw new WhitError("network", `${name} could not be fetched: you seem to be offline.`);
+    }
+    if (!answer.ok)
+        throw new WhitError("network", `${name} could not be fetched (${answer.status}).`);
+    const content = new Uint8Array(await answer.arrayBuffer());
+    if ((await digest(content)) !== manifest.files[name]?.sha256) {
+        throw new WhitError("damaged", `${name} is damaged. Use “Forget everything” and load the page again.`);
+    }
+    return content;
+}
+export class Shelf {
+    root;
+    manifest;
+    engine;
+    store;
+    held = new Map();
+    ranks = new Set();
+    constructor(root, manifest, engine, store) {
+        this.root = root;
+        this.manifest = manifest;
+        this.engine = engine;
+        this.store = store;
+    }
+    /** Learn what there is. */
+    async fill() {
+        for (const entry of this.manifest.adapters) {
+            const { name, kind, numbers, instruction, verdict, sentence, most } = entry;
+            this.held.set(name, { info: { name, kind, numbers, instruction, verdict, sentence, most, from: "bundle" }, files: null, handle: null });
+        }
+        await this.look();
+    }
+    /** Look again what other tabs have kept. */
+    async look() {
+        const saved = new Set();
+        for (const kept of await this.store.all("adapters")) {
+            if (!this.manifest.base.fingerprint.startsWith(kept.base.slice(0, 16)))
+                continue;
+            saved.add(kept.name);
+            if (!this.held.has(kept.name))
+                this.held.set(kept.name, { info: infoOf(kept), files: kept.files, handle: null });
+        }
+        for (const [name, item] of this.held) {
+            if (item.info.from === "here" && !saved.has(name))
+                this.held.delete(name);
+        }
+    }
+    list() {
+        return [...this.held.values()].map((item) => item.info);
+    }
+    info(name) {
+        return this.item(name).info;
+    }
+    item(name) {
+        const item = this.held.get(name);
+        if (!item)
+            throw new WhitError("adapter", `There is no adapter “${name}” here.`);
+        return item;
+    }
+    async files(name) {
+        const item = this.item(name);
+        if (!item.files) {
+            const entry = this.manifest.adapters.find((each) => each.name === name);
+            const files = {};
+            for (const file of entry?.files ?? [])
+                files[file.split("/").pop() ?? ""] = await bundled(this.root, this.manifest, file);
+            item.files = files;
+        }
+        return item.files;
+    }
+    /** The adapter's handle in the engine. */
+    async handle(name) {
+        const item = this.item(name);
+        if (item.handle === null)
+            item.handle = await this.put(await this.files(name));
+        return item.handle;
+    }
+    /** Make sure that the engine has the basis of a rank. */
+    async basis(rank) {
+        if (this.ranks.has(rank))
+            return;
+        const entry = this.manifest.basis.find((each) => each.rank === rank);
+        if (!entry) {
+            throw new WhitError("basis", `This adapter needs a basis of rank ${rank}, which this page does not carry; bundle it with whit bundle.`);
+        }
+        this.engine.addBasis(await bundled(this.root, this.manifest, entry.file));
+        this.ranks.add(rank);
+    }
+    async put(files) {
+        const compact = files[FILE];
+        if (compact) {
+            const head = readHead(compact);
+            this.fits(head.base);
+            await this.basis(head.rank);
+            return this.engine.readAdapter(compact);
+        }
+        return putLora(this.engine, this.lora(files));
+    }
+    lora(files) {
+        const lora = readLora(files, this.engine.sizes);
+        if (lora.base)
+            this.fits(lora.base);
+        return lora;
+    }
+    fits(base) {
+        const own = this.manifest.base;
+        if (!own.fingerprint.startsWith(base.slice(0, 16))) {
+            throw new WhitError("base", `This adapter was made for another base (${base.slice(0, 16)}) than this page's ${own.name} (${own.fingerprint.slice(0, 16)}).`);
+        }
+    }
+    /** Add an adapter from a file (compact or a zip of a LoRA's folder) or a text form, and keep it. */
+    async add(name, content, text) {
+        let files;
+        if (text !== undefined)
+            files = { [FILE]: fromText(text) };
+        else if (content && content[0] === 0x50 && content[1] === 0x4b)
+            files = await readZip(content);
+        else
+            files = { [FILE]: content ?? new Uint8Array() };
+        const handle = await this.put(files);
+        const compact = files[FILE];
+        const head = compact ? readHead(compact) : null;
+        const told = cardOf(files["card.json"]);
+        const lora = head ? null : this.lora(files);
+        return this.keep({
+            name, kind: head?.kind ?? "lora", numbers: head?.numbers ?? lora?.numbers.length ?? 0, base: head?.base ?? this.manifest.base.fingerprint,
+            files: head ? { [FILE]: compact } : { [CONFIG]: files[CONFIG], [WEIGHTS]: files[WEIGHTS] },
+            ...told, made: Date.now(),
+        }, handle);
+    }
+    /** Keep an adapter under a name that is free. */
+    async keep(given, handle) {
+        const stem = given.name.replace(/[^\p{L}\p{N}._-]+/gu, "-").replace(/^[-.]+|[-.]+$/g, "").slice(0, 50) || "adapter";
+        let name = stem;
+        for (let count = 2; this.held.has(name); count++)
+            name = `${stem}-${count}`;
+        const kept = { ...given, name };
+        await this.store.put("adapters", name, kept);
+        const info = infoOf(kept);
+        this.held.set(name, { info, files: kept.files, handle });
+        return info;
+    }
+    async remove(name) {
+        const item = this.item(name);
+        if (item.info.from === "bundle")
+            throw new WhitError("usage", "This adapter belongs to the page itself.");
+        if (item.handle !== null)
+            this.engine.freeAdapter(item.handle);
+        this.held.delete(name);
+        await this.store.delete("adapters", name);
+    }
+    /** The adapter as a file that `whit` reads: compact, or for a LoRA a zip of its folder. */
+    async export(name) {
+        const files = await this.files(name);
+        const compact = files[FILE];
+        if (compact)
+            return { file: `${name}.whit`, content: compact, text: toText(compact) };
+        const inside = Object.fromEntries(Object.entries(files).map(([file, content]) => [`${name}/${file}`, content]));
+        return { file: `${name}.zip`, content: writeZip(inside), text: null };
+    }
+}
+/** Put a LoRA into the engine; its handle. */
+export function putLora(engine, lora) {
+    const handle = engine.loraAdapter(lora.rank, lora.alpha, lora.targets);
+    engine.setNumbers(handle, lora.numbers);
+    return handle;
+}
+function infoOf(kept) {
+    const { name, kind, numbers, instruction, verdict, sentence } = kept;
+    return { name, kind, numbers, instruction, verdict, sentence, most: null, from: "here" };
+}
+/** What a card beside a LoRA says. It may come from anyone: only texts are taken, and shown as text. */
+function cardOf(card) {
+    const told = { instruction: "", verdict: "", sentence: "" };
+    if (!card || card.length > 4_000_000)
+        return told;
+    try {
+        const plain = JSON.parse(new TextDecoder().decode(card));
+        const result = plain["result"];
+        for (const [key, value] of [["instruction", plain["instruction"]], ["verdict", plain["verdict"]], ["sentence", result?.["sentence"]]]) {
+            if (typeof value === "string")
+                told[key] = value.slice(0, 4000);
+        }
+    }
+    catch {
+        // an adapter without what is known of it
+    }
+    return told;
+}

@@ -1,0 +1,87 @@
+/** Small tools of the page: elements, numbers in words, announcements, and what the views share. */
+
+import type { AdapterInfo, Whit } from "./whit.js";
+
+/** What every view can use. */
+export interface Shell {
+  whit: Whit;
+  /** Look again which adapters there are, and tell the views. */
+  refresh(): Promise<AdapterInfo[]>;
+  onAdapters(listener: (adapters: AdapterInfo[], chosen: string | null) => void): void;
+  /** Answer with this adapter from now on. */
+  choose(name: string | null): Promise<void>;
+  show(view: "try" | "teach" | "share" | "prove"): void;
+}
+
+export function byId<T extends HTMLElement>(id: string): T {
+  const found = document.getElementById(id);
+  if (!found) throw new Error(`the page has no #${id}`);
+  return found as T;
+}
+
+/** An element with attributes and children; text is set as text, never as markup. */
+export function el<K extends keyof HTMLElementTagNameMap>(
+  tag: K, attributes: Record<string, string> = {}, ...children: (Node | string)[]
+): HTMLElementTagNameMap[K] {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+/** Say something to screen readers. */
+export function announce(text: string): void {
+  byId("announce").textContent = text;
+}
+
+/** Show a message under a part of the page; an error is announced at once. */
+export function say(id: string, text: string, error = false): void {
+  const place = byId(id);
+  place.textContent = text;
+  place.classList.toggle("error", error);
+  place.setAttribute("role", error ? "alert" : "status");
+  place.hidden = !text;
+}
+
+export function explain(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+export function size(bytes: number): string {
+  if (bytes < 1000) return `${bytes} bytes`;
+  for (const unit of ["kB", "MB", "GB"]) {
+    bytes /= 1000;
+    if (bytes < 1000 || unit === "GB") return `${bytes.toFixed(1)} ${unit}`;
+  }
+  return "";
+}
+
+export function clock(seconds: number): string {
+  const whole = Math.max(0, Math.round(seconds));
+  if (whole < 60) return `${whole} s`;
+  return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
+}
+
+/** What a menu says of an adapter. */
+export function title(info: AdapterInfo): string {
+  const verdict = info.verdict ? ` · ${info.verdict}` : "";
+  return `${info.name} (${info.kind}, ${info.numbers.toLocaleString("en")} numbers${verdict})`;
+}
+
+/** Fill a menu of adapters and keep its choice. */
+export function fillMenu(menu: HTMLSelectElement, adapters: AdapterInfo[], chosen: string | null, bare: string | null): void {
+  const options = adapters.map((info) => el("option", { value: info.name }, title(info)));
+  if (bare !== null) options.unshift(el("option", { value: "" }, bare));
+  menu.replaceChildren(...options);
+  menu.value = chosen ?? (bare !== null ? "" : adapters[0]?.name ?? "");
+}
+
+/** Hand a file to the user. */
+export function download(name: string, content: Uint8Array): void {
+  const address = URL.createObjectURL(new Blob([content as Uint8Array<ArrayBuffer>], { type: "application/octet-stream" }));
+  const link = el("a", { href: address, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}
