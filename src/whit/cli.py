@@ -71,6 +71,12 @@ COMMANDS = (
     Command("bases", options.BasesSettings, "whit.verbs.bases:command",
             "The bases there are: size, licence, whether present.",
             "whit bases"),
+    Command("serve", options.ServeSettings, "whit.verbs.serve:serve",
+            "Answer over an OpenAI-compatible API, each row of a batch with its own adapter.",
+            "whit serve --base smollm2 --store whit.db"),
+    Command("store", options.StoreSettings, "whit.verbs.store:store",
+            "Adapters by name and version, in one file or a PostgreSQL database.",
+            "whit store add team/alice tickets"),
 )  # fmt: skip
 
 

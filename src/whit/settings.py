@@ -204,6 +204,31 @@ class BasesSettings:
 
 
 @dataclass(frozen=True)
+class StoreSettings:
+    """Options of `whit store`."""
+
+    action: str = argument(
+        "What to do: add, list, show, label, rollback, rm, export, import or token.",
+        choices=("add", "list", "show", "label", "rollback", "rm", "export", "import", "token"),
+    )
+    words: tuple[str, ...] = argument(
+        "add NAME ADAPTER; show, rollback or rm NAME[@VERSION]; label NAME LABEL; export or import FILE; token NAME.",
+        many=True,
+        optional=True,
+    )
+    store: str = option("whit.db", "The store: a file, or a postgresql:// address.")
+    by: str | None = option(None, "Who is recorded as having done it (default: the user).")
+    label: str | None = option(None, "add: also label it so; rollback: move this label.")
+    to: int | None = option(None, "rollback: to this version (default: the one before).", least=1)
+    remove: bool = option(False, "label: take the label away; token: revoke it.")
+    after: str | None = option(None, "list: names behind this one.")
+    limit: int = option(100, "list and show: at most this many lines.", least=1, most=100000)
+    use: tuple[str, ...] = option(("*",), "token: patterns of the adapters it may use.", many=True)
+    change: tuple[str, ...] = option((), "token: patterns of the adapters it may change.", many=True)
+    rate: float | None = option(None, "token: requests a minute.", least=0.1)
+
+
+@dataclass(frozen=True)
 class RouteSettings:
     """Options of `whit route`."""
 
@@ -216,13 +241,35 @@ class RouteSettings:
     model: str = option("auto", "check: the model, route or tier that it asks for.")
     tenant: str | None = option(None, "check: whose request it is (default: the first tenant's).")
     label: str | None = option(None, "check: a label on it.")
-    keep_quality: float = option(
-        0.95, "fit: share of the strong tier's quality to keep.", least=0.0, most=1.0
-    )
+    keep_quality: float = option(0.95, "fit: share of the strong tier's quality to keep.", least=0.0, most=1.0)
     out: Path | None = option(None, "fit: file to write (default: ROWS.choice.json).")
     seed: int = option(0, "fit: seed of folds and intervals.", least=0)
     days: float | None = option(None, "report: only this many last days.", least=0.0)
     html: Path | None = option(None, "report: also write a page with plots here.")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Options of `whit serve`."""
+
+    base: str = option(DEFAULT_BASE, "The model to serve: a name of `whit bases`, a .gguf file, a folder or a hub id.")
+    store: str | None = option(None, "Adapters to serve: a file of `whit store`, or a postgresql:// address.")
+    name: str | None = option(None, "What requests call the base (default: its name).")
+    host: str = option("127.0.0.1", "Address to listen at; any but this machine's own needs tokens.")
+    port: int = option(8000, "Port to listen at; 0 takes a free one.", least=0, most=65535)
+    tokens: bool = option(False, "Ask for a token on this machine too.")
+    rows: int = option(32, "How many answers are computed at once.", least=1, most=4096)
+    context: int = option(2048, "Most tokens of prompt and answer.", least=16)
+    ranks: tuple[int, ...] = option((2,), "Ranks of the tiny and xs adapters that are served.", many=True)
+    waiting: int = option(256, "How many answers may wait for a row.", least=1)
+    waiting_each: int | None = option(None, "How many of them one token's (default: half).", least=1)
+    timeout: float = option(300.0, "Seconds that an answer may take.", least=0.1)
+    drain: float = option(30.0, "Seconds that answers under way are given when the server is stopped.", least=0)
+    connections: int = option(1000, "Most connections at once.", least=1)
+    prefix_mb: int = option(256, "Megabytes kept of prompts that others begin like.", least=1)
+    log_prompts: bool = option(False, "Write prompts into the log.")
+    dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
+    threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
 
 
 def as_plain(settings: Any) -> dict[str, Any]:

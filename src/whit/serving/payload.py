@@ -1,0 +1,70 @@
+"""An adapter of any kind as one string of bytes, as a store keeps it.
+
+Vector adapters are their compact file. A LoRA is `whitlora`, the length of its config (4 bytes, little-endian), the
+config and the safetensors file; it is read through the same checks as a folder. Knows nothing of databases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import tempfile
+from pathlib import Path
+
+from whit.adapters.adapter import Adapter
+from whit.adapters.compact import MAGIC
+from whit.errors import DamagedAdapter
+
+LORA_MAGIC = b"whitlora"
+MAX_PAYLOAD = 256 << 20
+_LENGTH = struct.Struct("<I")
+
+
+def to_payload(adapter: Adapter) -> bytes:
+    """The bytes of an adapter; equal adapters give equal bytes."""
+    if adapter.lora is None:
+        return adapter.to_bytes()
+    from whit.adapters.lora import CONFIG_NAME, WEIGHTS_NAME
+
+    with tempfile.TemporaryDirectory(prefix="whit-") as folder:
+        adapter.lora.save(folder)
+        config = (Path(folder) / CONFIG_NAME).read_bytes()
+        return LORA_MAGIC + _LENGTH.pack(len(config)) + config + (Path(folder) / WEIGHTS_NAME).read_bytes()
+
+
+def from_payload(content: bytes) -> Adapter:
+    """The adapter behind the bytes. Raises `DamagedAdapter`."""
+    if len(content) > MAX_PAYLOAD:
+        raise DamagedAdapter(f"an adapter of {len(content):,} bytes; a store keeps at most {MAX_PAYLOAD:,}")
+    if not content.startswith(LORA_MAGIC):
+        return Adapter.from_bytes(content)
+    from whit.adapters.lora import CONFIG_NAME, WEIGHTS_NAME
+
+    start = len(LORA_MAGIC) + _LENGTH.size
+    if len(content) < start:
+        raise DamagedAdapter("the adapter is truncated within its header")
+    (size,) = _LENGTH.unpack_from(content, len(LORA_MAGIC))
+    if size > len(content) - start:
+        raise DamagedAdapter("the adapter is truncated within its config")
+    with tempfile.TemporaryDirectory(prefix="whit-") as folder:
+        (Path(folder) / CONFIG_NAME).write_bytes(content[start : start + size])
+        (Path(folder) / WEIGHTS_NAME).write_bytes(content[start + size :])
+        try:
+            return Adapter.load(folder)
+        except DamagedAdapter as error:
+            # The temporary folder is nobody's business.
+            raise DamagedAdapter(str(error).replace(folder, "the adapter")) from None
+
+
+def kind_of(content: bytes) -> str:
+    """`tiny`, `xs` or `lora`, by the first bytes alone; `unknown` for anything else."""
+    if content.startswith(LORA_MAGIC):
+        return "lora"
+    if content[:4] == MAGIC and len(content) > 5:
+        return {1: "tiny", 2: "xs"}.get(content[5], "unknown")
+    return "unknown"
+
+
+def digest_of(content: bytes) -> bytes:
+    """What an adapter is known by wherever content counts: SHA-256, 32 bytes."""
+    return hashlib.sha256(content).digest()

@@ -1,0 +1,138 @@
+"""`whit serve`: one base and a store of adapters behind an OpenAI-compatible API, until it is told to stop.
+
+Loopback by default; any other address needs tokens (`whit store token NAME`). SIGTERM or Ctrl-C lets answers under
+way end. Lines about requests go to stderr as JSON, without prompts unless asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from whit.errors import UsageError
+from whit.settings import ServeSettings
+from whit.talk import Talk
+from whit.verbs import common
+
+if TYPE_CHECKING:
+    from whit.serving.api import Service
+    from whit.serving.store import Store
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(settings: ServeSettings, *, talk: Talk | None = None) -> None:
+    """Serve until stopped. Raises `UsageError`, `BaseError` or `StorageError` before anything is answered."""
+    talk = talk or Talk(quiet=True)
+    common.require_finite(settings)
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise UsageError("whit serve needs a web server: pip install 'whit[serve]'") from error
+    with _opened(settings) as store:
+        tokens = _needs_tokens(settings, store)
+        with service(settings, store, talk) as made:
+            from whit.serving.api import build_app
+            from whit.serving.limits import PatientProtocol
+
+            class Server(uvicorn.Server):
+                """Says where it listens, and that it is draining."""
+
+                async def startup(self, sockets: Any = None) -> None:
+                    await super().startup(sockets)
+                    if self.started:
+                        port = self.servers[0].sockets[0].getsockname()[1]
+                        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+                        talk.say(f"serving {made.models.base} at http://{host}:{port}/v1")
+
+                async def shutdown(self, sockets: Any = None) -> None:
+                    made.draining = True
+                    await super().shutdown(sockets)
+
+            config = uvicorn.Config(
+                build_app(made, tokens=tokens),
+                host=settings.host,
+                port=settings.port,
+                http=PatientProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                limit_concurrency=settings.connections,
+                timeout_keep_alive=10,
+                timeout_graceful_shutdown=max(1, round(settings.drain)),
+                h11_max_incomplete_event_size=64 * 1024,
+            )
+            Server(config).run()
+
+
+@contextlib.contextmanager
+def service(settings: ServeSettings, store: Store | None, talk: Talk) -> Iterator[Service]:
+    """Everything behind the routes, at work while the block runs."""
+    from whit.serving.api import Service
+    from whit.serving.limits import Limits
+    from whit.serving.metrics import Metrics
+    from whit.serving.models import Models
+    from whit.serving.pool import Pool
+    from whit.serving.scheduler import Scheduler, Worker
+
+    base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
+    with talk.task("Preparing its directions"):
+        pool = Pool(base, ranks=settings.ranks)
+    name = settings.name or base.name.rpartition("/")[2]
+    if ":" in name or not name.isprintable():
+        raise UsageError(f"--name {name!r}: a model's name has no ':' in it")
+    scheduler = Scheduler(
+        base,
+        pool.bases,
+        rows=settings.rows,
+        context=settings.context,
+        waiting=settings.waiting,
+        waiting_each=settings.waiting_each or max(1, settings.waiting // 2),
+        prefix_bytes=settings.prefix_mb << 20,
+    )
+    worker = Worker(scheduler, on_error=lambda error: _log({"error": f"{type(error).__name__}: {error}"}))
+    limits = Limits(answer_seconds=settings.timeout)
+    made = Service(
+        base, worker, Models(name, pool, store), store, Metrics(), _log, limits, settings.log_prompts,
+        ready=lambda: worker.alive,
+    )  # fmt: skip
+    worker.start()
+    try:
+        yield made
+    finally:
+        worker.stop()
+        scheduler.model.close()
+
+
+@contextlib.contextmanager
+def _opened(settings: ServeSettings) -> Iterator[Store | None]:
+    from whit.serving.store import open_store
+
+    if settings.store is None:
+        yield None
+        return
+    with open_store(settings.store, create=False) as store:
+        yield store
+
+
+def _needs_tokens(settings: ServeSettings, store: Store | None) -> bool:
+    """Whether requests need a token: always off loopback, on it where asked for."""
+    away = settings.host not in LOOPBACK
+    if not away and not settings.tokens:
+        return False
+    if store is None or not store.tokens():
+        why = f"--host {settings.host} can be reached from elsewhere, so" if away else "with --tokens"
+        raise UsageError(f"{why} every request needs a token, and there is none: whit store token NAME --store FILE")
+    return True
+
+
+def _log(line: dict[str, Any]) -> None:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    print(json.dumps({"at": stamp, **line}, ensure_ascii=True), file=sys.stderr, flush=True)
