@@ -51,7 +51,7 @@ class Wire:
             if "json" not in response.headers.get("content-type", ""):
                 raise self._failed("bad_upstream", "answered with something that is not JSON", billed=True)
             raw = bytearray()
-            async for chunk in response.aiter_raw():
+            async for chunk in response.aiter_bytes():
                 raw += chunk
                 if len(raw) > self._largest:
                     raise self._failed("bad_upstream", "answered with more than it may", billed=True)
@@ -71,7 +71,7 @@ class Wire:
             if "event-stream" not in response.headers.get("content-type", ""):
                 raise self._failed("bad_upstream", "answered with something that is no event stream", billed=True)
             total, rest = 0, b""
-            async for chunk in response.aiter_raw():
+            async for chunk in response.aiter_bytes():
                 total += len(chunk)
                 rest += chunk
                 if total > self._largest or len(rest) > _LONGEST_LINE:
@@ -108,6 +108,9 @@ class Wire:
             ):
                 if response.status_code != 200:
                     raise self._status(response.status_code, response.headers.get("retry-after", ""))
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    # Not asked for, and a small packed answer may be a very large one.
+                    raise self._failed("bad_upstream", "answered packed, which was not asked for", billed=True)
                 yield response
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             raise self._failed("tier_unreachable", "cannot be reached", again=True) from error

@@ -1,0 +1,255 @@
+"""The gateway: which tier answers, what happens when one fails, what it costs, what is written down."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upstreams import TIERS, FakeModel, Reply, Upstream, call, config, gateway, say
+
+from whit.routing.app import App
+from whit.routing.errors import NotCleared
+from whit.routing.ledger import Ledger, read_ledger
+from whit.routing.tiers.remote import RemoteClient
+from whit.routing.tiers.wire import Wire
+
+REMOTE = TIERS.replace('tiers = ["local", "cheap", "strong"]', 'tiers = ["cheap", "strong"]')
+MASKING = TIERS.replace("[gateway]", '[[tenant]]\nname = "m"\npolicy = "masking"\n[gateway]')
+CARD = "4111 1111 1111 1111"
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whit.routing.gateway.pause", lambda attempt, after, left: 0.0 if after < left else None)
+
+
+def ask(
+    of: Any, *bodies: Any, upstream: Upstream | None = None, model: FakeModel | None = None, **more: Any
+) -> list[Reply]:
+    async def run() -> list[Reply]:
+        app = App(gateway(of, upstream, model))
+        return [await call(app, body, **more) for body in bodies]
+
+    return asyncio.run(run())
+
+
+def test_the_smallest_tier_answers(tmp_path: Path) -> None:
+    upstream = Upstream()
+    (reply,) = ask(config(tmp_path), say("hello"), upstream=upstream)
+    assert reply.status == 200 and reply.text.strip() == "from the local tier" and not upstream.received
+    assert reply.headers["x-whit-tier"] == "local" == reply.json["model"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_kind_of_remote_answers(tmp_path: Path, stream: bool) -> None:
+    upstream = Upstream()
+    for name, path in (("cheap", "/v1/chat/completions"), ("strong", "/v1/messages")):
+        (reply,) = ask(config(tmp_path), say("hello", model=name, stream=stream), upstream=upstream)
+        assert (reply.streamed if stream else reply.text) == "from afar" and reply.headers["x-whit-tier"] == name
+        assert upstream.urls[-1].endswith(path)
+        if stream:
+            assert reply.events[-1] == "[DONE]"
+        else:
+            assert reply.json["usage"]["completion_tokens"] == 20 and b"theirs" not in reply.body
+
+
+def test_nothing_of_the_clients_is_passed_on_but_the_request(tmp_path: Path) -> None:
+    upstream = Upstream()
+    body = say("hello", model="cheap", user="me-canary", metadata={"a": "canary"}, base_url="https://evil.example")
+    ask(
+        config(tmp_path),
+        body,
+        upstream=upstream,
+        headers={"x-secret": "canary", "cookie": "canary", "user-agent": "canary"},
+    )
+    assert b"canary" not in upstream.received[0] and b"evil" not in upstream.received[0]
+    assert upstream.bodies[0]["model"] == "small" and b"cheap-key" in upstream.received[0]
+
+
+def test_what_is_sensitive_stays_inside_whoever_asks_for_what(tmp_path: Path) -> None:
+    upstream = Upstream()
+    for body in (say(CARD), say(CARD, model="strong"), say(CARD, model="legal"), say(CARD, stream=True)):
+        (reply,) = ask(config(tmp_path), body, upstream=upstream)
+        assert reply.headers["x-whit-tier"] == "local"
+    (reply,) = ask(
+        config(tmp_path), say("hello", model="strong"), upstream=upstream, headers={"x-whit-label": "secret"}
+    )
+    assert reply.headers["x-whit-tier"] == "local" and not upstream.received
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_inside_is_down_it_gets_an_error_that_says_so(tmp_path: Path, stream: bool) -> None:
+    upstream = Upstream()
+    (reply,) = ask(config(tmp_path), say(CARD, stream=stream), upstream=upstream, model=FakeModel(fails=True))
+    assert (
+        reply.status == 503 and reply.code == "inside_unavailable" and "stays inside" in reply.json["error"]["message"]
+    )
+    assert not upstream.received and b"4111" not in reply.body
+    (reply,) = ask(config(tmp_path, text=REMOTE), say(CARD), upstream=upstream)
+    assert reply.status == 403 and not upstream.received
+
+
+@pytest.mark.parametrize("fault", ["connect", "reset", "500", "429", "html", "broken", "huge", "302", "401", "400"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tier_that_fails_is_left_for_the_next(tmp_path: Path, fault: str, stream: bool) -> None:
+    upstream = Upstream(faults=[fault, fault] if fault in ("connect", "reset", "500", "429") else [fault])
+    (reply,) = ask(config(tmp_path, text=REMOTE), say("hello", stream=stream), upstream=upstream)
+    assert reply.status == 200 and reply.headers["x-whit-tier"] == "strong"
+    assert "elsewhere" not in " ".join(upstream.urls)
+
+
+def test_a_tier_is_asked_again_before_it_is_left(tmp_path: Path) -> None:
+    (reply,) = ask(config(tmp_path, text=REMOTE), say("hello"), upstream=Upstream(faults=["500"]))
+    assert reply.headers["x-whit-tier"] == "cheap"
+
+
+def test_when_all_fail_the_error_is_ours(tmp_path: Path) -> None:
+    upstream = Upstream(faults=["401"] * 8)
+    (reply,) = ask(config(tmp_path, text=REMOTE), say("hello"), upstream=upstream)
+    assert reply.status >= 500 and not any(word in reply.body for word in (b"key-1234", b"example", b'"key"'))
+
+
+@pytest.mark.parametrize("fault", ["cut", "endless"])
+def test_after_the_first_piece_no_other_tier_takes_over(tmp_path: Path, fault: str) -> None:
+    upstream = Upstream(faults=[fault], says="a long answer that is cut off in the middle")
+    (reply,) = ask(config(tmp_path, text=REMOTE), say("hello", stream=True, max_tokens=20), upstream=upstream)
+    assert reply.status == 200 and "error" in reply.events[-1] and len(upstream.received) == 1
+    assert reply.headers["x-whit-tier"] == "cheap" and reply.events[-1] != "[DONE]"
+
+
+def test_too_slow_is_too_late(tmp_path: Path) -> None:
+    upstream = Upstream(faults=["slow"] * 4)
+    (reply,) = ask(config(tmp_path, text=REMOTE), say("hello"), upstream=upstream, headers={"x-whit-timeout": "0.2"})
+    assert reply.status == 504
+
+
+def test_a_breaker_opens_and_others_answer(tmp_path: Path) -> None:
+    upstream = Upstream(faults=["html", ""] * 5)
+    replies = ask(config(tmp_path, text=REMOTE), *[say("hello")] * 6, upstream=upstream)
+    assert all(reply.status == 200 for reply in replies)
+    assert "tier_resting" in replies[-1].headers["x-whit-reason"] and "strong" in upstream.urls[-1]
+
+
+def test_masked_there_and_restored_here(tmp_path: Path) -> None:
+    for stream in (False, True):
+        upstream = Upstream(says="you said ECHO!")
+        body = say(f"pay with {CARD} for jo@example.org", model="cheap", stream=stream)
+        (reply,) = ask(config(tmp_path, text=MASKING), body, upstream=upstream)
+        assert reply.headers["x-whit-tier"] == "cheap"
+        assert b"4111" not in upstream.received[0] and b"jo@" not in upstream.received[0]
+        said = reply.streamed if stream else reply.text
+        assert said == f"you said pay with {CARD} for jo@example.org!"
+
+
+def test_an_unsure_local_answer_is_left_for_the_next_tier(tmp_path: Path) -> None:
+    of = config(tmp_path, "min_confidence = 0.8\n")
+    (sure,) = ask(of, say("hello"), model=FakeModel(confidence=0.9))
+    (unsure,) = ask(of, say("hello"), model=FakeModel(confidence=0.5))
+    assert (sure.headers["x-whit-tier"], unsure.headers["x-whit-tier"]) == ("local", "cheap")
+    upstream = Upstream(faults=["401"] * 4)
+    (alone,) = ask(of, say("hello"), model=FakeModel(confidence=0.5), upstream=upstream)
+    assert alone.status == 200 and alone.headers["x-whit-tier"] == "local"
+    (inside,) = ask(of, say(CARD), model=FakeModel(confidence=0.5))
+    assert inside.headers["x-whit-tier"] == "local"
+
+
+def test_budgets_are_hard(tmp_path: Path) -> None:
+    tenant = '[[tenant]]\nname = "t"\npolicy = "remote"\nbudget = 0.006\n[gateway]'
+    upstream = Upstream()
+    replies = ask(
+        config(tmp_path, text=TIERS.replace("[gateway]", tenant)), *[say("hi", max_tokens=50)] * 200, upstream=upstream
+    )
+    good = [reply for reply in replies if reply.status == 200]
+    assert 1 < len(good) < 200 and replies[-1].status == 429 and replies[-1].code == "insufficient_quota"
+    cost = sum(0.00005 if reply.headers["x-whit-tier"] == "cheap" else 0.0011 for reply in good)
+    assert cost <= 0.006
+
+
+def test_idempotent_requests_are_answered_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        upstream = Upstream()
+        app = App(gateway(config(tmp_path, text=REMOTE), upstream))
+        key = {"idempotency-key": "k"}
+        first, second = await asyncio.gather(call(app, say("a"), headers=key), call(app, say("a"), headers=key))
+        assert first.body == second.body and len(upstream.received) == 1
+        assert (await call(app, say("b"), headers=key)).status == 422
+        upstream.faults = ["401"] * 2
+        assert (await call(app, say("c"), headers={"idempotency-key": "l"})).status >= 500
+        assert (await call(app, say("c"), headers={"idempotency-key": "l"})).status == 200
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_ends_the_work(tmp_path: Path) -> None:
+    async def run() -> None:
+        made = gateway(config(tmp_path, text=REMOTE), Upstream(says="x" * 3000))
+        reply = await call(App(made), say("hello", stream=True, max_tokens=4000), leave_after=3)
+        await asyncio.sleep(0.05)
+        assert "[DONE]" not in reply.events and made.state.users == 0
+
+    asyncio.run(run())
+
+
+def test_the_ledger_has_every_request_and_no_text(tmp_path: Path) -> None:
+    async def run() -> None:
+        ledger = Ledger(str(tmp_path / "l.db"))
+        made = gateway(config(tmp_path), Upstream(), ledger=ledger)
+        app = App(made)
+        for body in (say(f"canary {CARD}"), say("canary", model="cheap"), say("canary", model="strong", stream=True)):
+            await call(app, body)
+        await made.close()
+        assert b'tier="cheap"' in (await call(app, method="GET", path="/metrics")).body
+
+    asyncio.run(run())
+    records = list(read_ledger(tmp_path / "l.db"))
+    assert [record.tier for record in records] == ["local", "cheap", "strong"]
+    assert records[0].kinds == "card" and records[0].allowed == "local" and records[0].cost == 0
+    assert records[1].cost == pytest.approx((10 * 1 + 20 * 2) / 1e6)
+    assert records[2].cost == records[2].cost_strong == pytest.approx((10 * 10 + 20 * 50) / 1e6)
+    everything = b"".join(path.read_bytes() for path in tmp_path.glob("l.db*"))
+    assert b"canary" not in everything and b"4111" not in everything
+
+
+def test_a_remote_client_needs_its_own_clearance(tmp_path: Path) -> None:
+    async def run() -> None:
+        upstream = Upstream()
+        state = gateway(config(tmp_path), upstream).state
+        from whit.routing.gateway import declared
+        from whit.routing.request import read_request
+
+        def cleared(text: str) -> Any:
+            request = read_request(b'{"messages":[{"role":"user","content":"' + text.encode() + b'"}]}')
+            return state.gate.clear(request, declared(state.config, state.config.tenants[0], None, None))
+
+        secret, public = cleared(CARD), cleared("hello")
+        wire: Wire = state.wires["cheap"]
+        for forged in (None, secret.clearance, "cheap"):
+            with pytest.raises(NotCleared):
+                RemoteClient(wire, forged)  # type: ignore[arg-type]
+            with pytest.raises(NotCleared):
+                await wire.post(forged, "/x", {}, {"canary": 1}, 5)  # type: ignore[arg-type]
+        client = RemoteClient(wire, public.clearance)
+        with pytest.raises(NotCleared):
+            client.answer(secret, None)  # type: ignore[arg-type]
+        assert not upstream.received
+
+    asyncio.run(run())
+
+
+def test_reload_keeps_what_is_under_way(tmp_path: Path) -> None:
+    from whit.routing.server import reload
+
+    async def run() -> None:
+        made = gateway(config(tmp_path), Upstream())
+        app, said = App(made), []  # type: ignore[var-annotated]
+        (tmp_path / "tiers.toml").write_text("[[tier]]\nname = 5\n")
+        assert not reload(made, said.append) and "tiers.toml:2" in said[0]
+        assert (await call(app, say("hello"))).status == 200
+        (tmp_path / "tiers.toml").write_text('[[tier]]\nname = "only"\nkind = "whit"\nbase = "fake"\n')
+        assert reload(made, said.append)
+        assert (await call(app, say("hello"))).headers["x-whit-tier"] == "only"
+        await made.close()
+
+    asyncio.run(run())

@@ -1,0 +1,96 @@
+"""The ledger: whole records, and no request that waits for a file that is full, locked or gone."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from whit.routing.errors import ConfigError
+from whit.routing.ledger import Ledger, Record, read_ledger
+from whit.routing.metrics import Metrics
+from whit.routing.report import page, summarise
+
+ONE = Record(
+    1_700_000_000.0, "t", "", "", "local", "ok", "why", "id", "local", "card", 0, 1, 10, 20, 0.0, 0.5, 0.1, 0.05, 0.9
+)
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "l.db"))
+    records = [replace(ONE, at=ONE.at + at, cost=0.25 * at, confidence=None) for at in range(5)]
+    for record in records:
+        ledger.add(record)
+    ledger.close()
+    assert list(read_ledger(tmp_path / "l.db")) == records and ledger.lost == 0
+    assert ledger.spent("t", ONE.at + 3) == 1.75 and ledger.spent("'; DROP TABLE requests; --", 0) == 0
+
+
+def test_a_locked_ledger_loses_records_and_counts_them(tmp_path: Path) -> None:
+    path = tmp_path / "l.db"
+    first = Ledger(str(path))
+    first.add(ONE)
+    first.close()
+    lock = sqlite3.connect(path, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    ledger = Ledger(str(path), patience=0.05)
+    began = time.monotonic()
+    ledger.add(ONE)
+    assert time.monotonic() - began < 1
+    ledger.close()
+    assert ledger.lost == 1
+    lock.execute("COMMIT")
+    lock.close()
+
+
+def test_a_ledger_that_cannot_be_a_file_is_no_reason_to_fail(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    ledger = Ledger(str(tmp_path / "file" / "l.db"))
+    ledger.add(ONE)
+    ledger.close()
+    assert ledger.lost == 1 and ledger.spent("t", 0) == 0
+
+
+def test_a_full_queue_is_counted(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "l.db"), waiting=1)
+    for _ in range(2000):
+        ledger.add(ONE)
+    ledger.close()
+    assert ledger.lost + ledger.written == 2000
+
+
+def test_no_ledger_and_no_ledger_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no ledger yet"):
+        list(read_ledger(tmp_path / "none.db"))
+    (tmp_path / "text.db").write_text("hello, this is not a database at all" * 50)
+    with pytest.raises(ConfigError, match="not a ledger"):
+        list(read_ledger(tmp_path / "text.db"))
+
+
+def test_the_report_counts_and_its_page_is_closed() -> None:
+    paid = replace(ONE, tier="strong<b>", cost=0.5, kinds="")
+    failed = replace(ONE, outcome="inside_unavailable", tier="", cost=0.0)
+    summary = summarise([ONE, ONE, ONE, paid, failed])
+    assert (summary.requests, summary.answered, summary.free_share, summary.cost) == (5, 4, 0.75, 0.5)
+    assert summary.saved == pytest.approx(1.5) and summary.kept_inside == {"card": 4}
+    assert summary.failures == {"inside_unavailable": 1} and "75.0%" in summary.to_text()
+    html = page(summary, "a <title>")
+    assert (
+        "<b>strong" not in html
+        and "a <title>" not in html
+        and "<script" not in html
+        and "http" not in html.replace("http-equiv", "")
+    )
+    assert "None." in page(summarise([]), "empty")
+
+
+def test_metrics_are_what_prometheus_reads() -> None:
+    metrics = Metrics()
+    metrics.add("whit_requests_total", tier='a"b', outcome="ok")
+    metrics.time("a", 0.03)
+    text = metrics.text(lost=7)
+    assert 'whit_requests_total{outcome="ok",tier="a\\"b"} 1' in text and "whit_ledger_lost 7" in text
+    assert 'whit_seconds_bucket{tier="a",le="0.05"} 1' in text and 'le="0.025"} 0' in text
