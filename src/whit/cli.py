@@ -35,7 +35,7 @@ class Command:
 
 
 COMMANDS = (
-    Command("train", options.TrainSettings, "whit.verbs.train:train",
+    Command("train", options.TrainSettings, "whit.verbs.personal:command",
             "Specialise a base on your rows, and prove what it did.",
             'whit train tickets.jsonl --instruction "Turn the ticket into JSON."'),
     Command("eval", options.EvalSettings, "whit.verbs.evaluate:evaluate",

@@ -46,6 +46,7 @@ class TrainSettings(DataColumns):
     )
     out: Path | None = option(None, "Folder for the adapter, its card and the report (default: the data's name).")
     instruction: str | None = option(None, "What the base is told before every row.")
+    per: str | None = option(None, "Train a vector for each value of this column (a user, say), all in one run.")
     kind: str | None = option(
         None, "Kind of adapter; by default lora for the small built-in bases and xs for others.", choices=KINDS
     )

@@ -52,6 +52,7 @@ class Text:
         places = [at for stop in self._stops if (at := held.find(stop)) >= 0]
         if places:
             held, keep, self.stopped = held[: min(places)], 0, True
+        keep = min(keep, len(held))
         # Only as much is held back as may yet become a stop.
         while keep and not any(stop.startswith(held[-keep:]) for stop in self._stops):
             keep -= 1

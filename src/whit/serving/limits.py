@@ -144,7 +144,7 @@ class Gate:
     async def _caller(self, scope: Scope) -> Caller:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self._limits.body:
+        if not (length.isascii() and length.isdigit()) or int(length) > self._limits.body:
             raise BadRequest(f"the body is larger than {self._limits.body:,} bytes", status=413)
         if not self._tokens:
             host = headers.get("host", "")

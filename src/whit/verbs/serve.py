@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -69,7 +71,22 @@ def serve(settings: ServeSettings, *, talk: Talk | None = None) -> None:
                 timeout_graceful_shutdown=max(1, round(settings.drain)),
                 h11_max_incomplete_event_size=64 * 1024,
             )
-            Server(config).run()
+            with _no_second_signal():
+                Server(config).run()
+
+
+@contextlib.contextmanager
+def _no_second_signal() -> Iterator[None]:
+    """uvicorn raises the signal that stopped it once more at its end; what is to be closed is closed all the same."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextlib.contextmanager

@@ -66,6 +66,8 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     """
     talk = talk or Talk(quiet=True)
     common.require_finite(settings)
+    if settings.per:
+        raise UsageError("a vector for each user is trained by whit.verbs.personal.train_personal")
     folder = _out(settings)
     reading, split = read_and_split(settings)
     for note in reading.notes:

@@ -1,0 +1,201 @@
+"""One vector for each user, trained in one run: v_user = v_shared + w(n) d_user.
+
+First the shared vector is trained on everyone's rows; then, with it held, rows of many users share batches and each
+row's gradient goes to its own user's d. How far d counts is chosen on validation: w(n) = n / (n + k) for a user with n
+rows, with k from `SHRINKAGES` (the form of an empirical-Bayes estimate; k = infinity is the shared adapter for all). A
+user with few rows stays near the shared vector, one with none has it. Knows nothing of splits, verdicts or files.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from whit.adapters.tunable import BoundVector
+from whit.bases import Base
+from whit.data.templates import Encoded
+from whit.errors import TrainingError
+from whit.training.batching import collate, order, steps_in
+from whit.training.optimizers import schedule
+from whit.training.sft import loss_of, unshared
+
+SHRINKAGES = (0.0, 2.0, 8.0, 32.0, 128.0, math.inf)
+_BETAS, _EPSILON, _CLIP = (0.9, 0.99), 1e-8, 1.0
+
+
+@dataclass(frozen=True)
+class PersonalPlan:
+    """How a run proceeds: passes over the rows for the shared vector and for the users', rows a step, peak rates."""
+
+    shared_epochs: float = 3.0
+    epochs: float = 3.0
+    batch: int = 16
+    learning_rate: float = 1e-2
+    personal_rate: float = 1e-2
+    warmup: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Personal:
+    """What was trained: `shared` (numbers,), `own` (users, numbers) unshrunk, and the shrinkage k that was chosen.
+
+    `losses` is the mean validation loss of an answer's token, in nats, for each k that was tried.
+    """
+
+    users: tuple[str, ...]
+    rows: tuple[int, ...]
+    shared: NDArray[np.float32]
+    own: NDArray[np.float32]
+    shrinkage: float
+    losses: Mapping[float, float]
+    steps: int
+    seconds: float
+
+    def vector(self, user: str) -> NDArray[np.float32]:
+        """A user's vector; the shared one for a user who was not there."""
+        if user not in self.users:
+            return self.shared
+        place = self.users.index(user)
+        return self.shared + weight(self.rows[place], self.shrinkage) * self.own[place]
+
+
+def weight(rows: int, shrinkage: float) -> float:
+    """How far the own part of a user with so many rows counts: n / (n + k)."""
+    return 0.0 if rows == 0 or math.isinf(shrinkage) else rows / (rows + shrinkage)
+
+
+def train_personal(
+    base: Base,
+    bound: BoundVector,
+    rows: Sequence[Encoded],
+    users: Sequence[str],
+    validation: Sequence[Encoded],
+    validation_users: Sequence[str],
+    plan: PersonalPlan,
+    *,
+    watch: Callable[[str, int, int, float], None] | None = None,
+) -> Personal:
+    """Train on `rows`, row i being of `users[i]`; `watch(phase, step, steps, loss)` is told of every step.
+
+    Raises `TrainingError` where there is nothing to learn from, or the loss becomes NaN or infinite.
+    """
+    if not rows or not validation:
+        raise TrainingError("personal training needs rows to learn from and rows to choose the shrinkage by")
+    began = time.monotonic()
+    names = tuple(sorted(set(users)))
+    place = {name: at for at, name in enumerate(names)}
+    whose = torch.tensor([place[user] for user in users])
+    tell = watch or (lambda phase, step, steps, loss: None)
+    device = bound.v.device
+    shared = torch.zeros(1, bound.numbers, device=device)
+    own = torch.zeros(len(names), bound.numbers, device=device)
+    nobody = torch.zeros_like(whose)
+    first = _descend(
+        base, bound, rows, nobody, shared, None, plan.shared_epochs, plan.learning_rate, plan, "shared", tell
+    )
+    second = _descend(base, bound, rows, whose, own, shared, plan.epochs, plan.personal_rate, plan, "personal", tell)
+    counts = tuple(int(count) for count in torch.bincount(whose, minlength=len(names)))
+    losses: dict[float, float] = {}
+    for k in SHRINKAGES:
+        vectors = torch.stack(
+            [
+                shared[0] + weight(counts[place[user]], k) * own[place[user]] if user in place else shared[0]
+                for user in validation_users
+            ]
+        )
+        losses[k] = mean_loss(base, bound, validation, vectors, plan.batch)
+    # Among equals the stronger shrinkage: what was not shown to help is left out.
+    best = min(reversed(SHRINKAGES), key=lambda k: losses[k])
+    return Personal(
+        names, counts, shared[0].cpu().numpy(), own.cpu().numpy(), best, losses, first + second,
+        time.monotonic() - began,
+    )  # fmt: skip
+
+
+def mean_loss(base: Base, bound: BoundVector, rows: Sequence[Encoded], vectors: torch.Tensor, batch: int) -> float:
+    """Mean cross-entropy of an answer's token, in nats; row i with `vectors[i]`."""
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for at in range(0, len(rows), batch):
+            with bound.rows(vectors[at : at + batch]):
+                losses = loss_of(base, unshared(collate(rows[at : at + batch])))
+            total, count = total + float(losses.sum()), count + len(losses)
+    return total / count
+
+
+def _descend(
+    base: Base,
+    bound: BoundVector,
+    rows: Sequence[Encoded],
+    whose: torch.Tensor,
+    table: torch.Tensor,
+    under: torch.Tensor | None,
+    epochs: float,
+    rate: float,
+    plan: PersonalPlan,
+    phase: str,
+    tell: Callable[[str, int, int, float], None],
+) -> int:
+    """Adam on the rows of `table` that a batch is about (`whose[i]` is row i's place in it); how many steps.
+
+    Each place has its own moments and its own count of steps, so that a user who comes seldom moves as one who comes
+    often would with as many rows; `under` is added to every vector and held.
+    """
+    moments, squares = torch.zeros_like(table), torch.zeros_like(table)
+    turns = torch.zeros(len(table), 1, device=table.device)
+    lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
+    steps, per_epoch = steps_in(len(rows), plan.batch, epochs), math.ceil(len(rows) / plan.batch)
+    turn: list[list[int]] = []
+    for step in range(steps):
+        epoch, within = divmod(step, per_epoch)
+        if within == 0:
+            turn = order(lengths, plan.batch, seed=plan.seed, epoch=epoch)
+        places = turn[within]
+        batch = unshared(collate([rows[at] for at in places]))
+        mine = whose[places].to(table.device)
+        each = table[mine] if under is None else table[mine] + under
+        each = each.detach().requires_grad_(True)
+        with bound.rows(each):
+            losses = loss_of(base, batch)
+        loss = losses.sum() / len(batch.wanted)
+        # The mean over a batch would make a row's push depend on who else is in it.
+        (losses.sum() * len(places) / len(batch.wanted)).backward()
+        assert each.grad is not None
+        if not math.isfinite(float(loss.detach())) or not bool(torch.isfinite(each.grad).all()):
+            raise TrainingError(
+                f"the loss became infinite or NaN at step {step + 1} ({phase}), on rows {', '.join(batch.rows)}; "
+                "look at those rows, or lower --learning-rate"
+            )
+        _adam(table, moments, squares, turns, mine, each.grad, rate * schedule(step, steps, plan.warmup))
+        tell(phase, step + 1, steps, float(loss.detach()))
+    return steps
+
+
+def _adam(
+    table: torch.Tensor,
+    moments: torch.Tensor,
+    squares: torch.Tensor,
+    turns: torch.Tensor,
+    mine: torch.Tensor,
+    gradients: torch.Tensor,
+    rate: float,
+) -> None:
+    """One step of Adam (Kingma & Ba, 2015) for the places in `mine`, on the mean of their rows' gradients."""
+    here, index = mine.unique(return_inverse=True)
+    sums = torch.zeros(len(here), table.shape[1], device=table.device).index_add_(0, index, gradients)
+    g = sums / torch.bincount(index, minlength=len(here))[:, None]
+    g = g * (_CLIP / g.norm(dim=1, keepdim=True).clamp(min=_CLIP))
+    first, second = _BETAS
+    turns[here] += 1
+    moments[here] = first * moments[here] + (1 - first) * g
+    squares[here] = second * squares[here] + (1 - second) * g * g
+    m = moments[here] / (1 - first ** turns[here])
+    s = squares[here] / (1 - second ** turns[here])
+    table[here] -= rate * m / (s.sqrt() + _EPSILON)

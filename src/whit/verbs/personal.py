@@ -1,0 +1,239 @@
+"""`whit train --per COLUMN`: a vector for each user, from one run, with a verdict for each and for all of them.
+
+Held-out rows are answered three times: by the base, by the shared adapter and by each user's own. Everything goes
+into one store: `shared`, and one adapter for each user, whose name there is on the report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whit.errors import DataError, UsageError
+from whit.settings import TrainSettings
+from whit.talk import Talk
+from whit.verbs import common
+from whit.verbs.train import TrainResult, read_and_split
+from whit.verbs.train import train as train_one
+
+if TYPE_CHECKING:
+    from whit.data.rows import Row
+    from whit.evaluation.scoring import Score
+    from whit.evaluation.verdict import Comparison
+
+STORE_NAME, REPORT_FILE = "adapters.db", "personal.json"
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class PersonalResult:
+    """What was made: the folder with the store, and the report as plain values."""
+
+    folder: Path
+    about: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report; see docs/json.md."""
+        return {"contract": common.CONTRACT, **self.about}
+
+    def to_text(self) -> str:
+        """The three systems, their differences, and how many users were helped."""
+        about = self.about
+        lines = [f"  {name:<9} {100 * about[name]:5.1f}" for name in ("base", "shared", "personal")]
+        for key, said in (("shared_over_base", "shared over base"), ("personal_over_shared", "personal over shared")):
+            low, high = about[key]["interval"]
+            lines.append(f"{said}: {100 * about[key]['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
+        counts = about["counts"]
+        lines.append(
+            f"of {len(about['users'])} users, own over shared: {counts['helped']} helped, {counts['harmed']} harmed, "
+            f"{counts['undecided']} undecided"
+        )
+        lines.append(f"adapters: {self.folder / STORE_NAME}")
+        return "\n".join(lines)
+
+
+def command(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult | PersonalResult:
+    """`whit train`, for everyone or for each."""
+    return train_personal(settings, talk=talk) if settings.per else train_one(settings, talk=talk)
+
+
+def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> PersonalResult:
+    """Train a vector for each value of the column `--per`, and prove what they do."""
+    talk = talk or Talk(quiet=True)
+    common.require_finite(settings)
+    if settings.kind == "lora" or settings.optimizer != "adam":
+        raise UsageError("--per trains tiny or xs adapters with adam")
+    column = str(settings.per)
+    reading, split = read_and_split(settings)
+    for note in reading.notes:
+        talk.say(f"note: {note}")
+    learn, choose, held = (
+        [(_user(row, column), row) for row in part] for part in (split.train, split.validation, split.test)
+    )
+    base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
+
+    from whit.adapters.adapter import Adapter
+    from whit.adapters.targets import all_targets, select_targets
+    from whit.adapters.tunable import tune_vector
+    from whit.adapters.vector import tiny_spec, xs_spec
+    from whit.evaluation.proof import Examiner, longest_answer
+    from whit.evaluation.scoring import make_scorer
+    from whit.training.personal import PersonalPlan
+    from whit.training.personal import train_personal as train
+
+    rows = [row for _, row in learn]
+    examiner = Examiner(
+        base, make_scorer(settings.score, rows), settings.instruction, settings.max_tokens or longest_answer(rows, base)
+    )
+    every = all_targets(name for name, _ in base.model.named_modules())
+    indices = [target.index for target in select_targets(every, settings.targets)]
+    rank = settings.rank or 2
+    spec = (
+        xs_spec(indices, rank)
+        if settings.kind == "xs"
+        else tiny_spec(indices, settings.numbers or 13, rank=rank, groups=settings.groups)
+    )
+    bound = tune_vector(base, spec, number_type=settings.number_type)
+    try:
+        began = [0.0]
+
+        def watch(phase: str, step: int, steps: int, loss: float) -> None:
+            import time
+
+            began[0] = time.monotonic() if step == 1 else began[0]
+            talk.progress(phase, step, steps, time.monotonic() - began[0], f"loss {loss:.3f}")
+
+        epochs = settings.epochs or 3.0
+        rate = settings.learning_rate or 1e-2
+        plan = PersonalPlan(epochs, epochs, settings.batch, rate, rate, settings.warmup, settings.seed)
+        found = train(
+            base, bound, examiner.encode(rows, learn=True), [user for user, _ in learn],
+            examiner.encode([row for _, row in choose], learn=True), [user for user, _ in choose], plan, watch=watch,
+        )  # fmt: skip
+        talk.say(f"trained {len(found.users)} users in {found.seconds:.0f} s; shrinkage {found.shrinkage:g}")
+
+        def adapter(vector: Any) -> Adapter:
+            return Adapter.from_vector(spec, vector, bound.basis, number_type=settings.number_type)
+
+        shared = adapter(found.shared)
+        users = sorted({user for user, _ in (*learn, *held)})
+        own = {user: adapter(found.vector(user)) for user in users}
+        # What is judged is what is stored: the numbers rounded to their type.
+        test = [row for _, row in held]
+        scores = [
+            _scores(examiner, bound, test, vectors)
+            for vectors in (None, [shared.vector] * len(test), [own[user].vector for user, _ in held])
+        ]
+    finally:
+        bound.detach()
+    folder = settings.out or Path(settings.data.stem)
+    about = _report([user for user, _ in held], scores, found, users)
+    names = {user: _name(user) for user in users}
+    _keep(folder, {"shared": shared, **{names[user]: own[user] for user in users}}, settings, base.fingerprint)
+    for each in about["users"]:
+        each["adapter"] = names[each["user"]]
+    write_report(folder / REPORT_FILE, about)
+    return PersonalResult(folder, about)
+
+
+def _user(row: Row, column: str) -> str:
+    value = row.group if column == "group" and row.group is not None else row.extra.get(column)
+    if value is None or str(value) == "":
+        raise DataError(f"row {row.id} has nothing in the column {column!r}, by which --per tells users apart")
+    return str(value)
+
+
+def _scores(examiner: Any, bound: Any, rows: Sequence[Row], vectors: Any) -> list[Score]:
+    import numpy as np
+    import torch
+
+    from whit.evaluation.decoding import Decoder
+
+    prompts = [item.prompt_ids for item in examiner.encode(rows)]
+    if vectors is None:
+        decoder = Decoder(examiner.base)
+    else:
+        decoder = Decoder(examiner.base, bound, vectors=torch.from_numpy(np.stack(vectors)))
+    answers = decoder.answers(prompts, most=examiner.max_tokens)
+    found: list[Score] = examiner.score([examiner.base.decode(ids) for ids in answers], rows)
+    return found
+
+
+def _report(whose: Sequence[str], scores: Sequence[list[Score]], found: Any, users: Sequence[str]) -> dict[str, Any]:
+    from whit.evaluation.verdict import compare
+
+    base, shared, personal = scores
+    each = []
+    for user in users:
+        at = [place for place, name in enumerate(whose) if name == user]
+        learned = found.rows[found.users.index(user)] if user in found.users else 0
+        line: dict[str, Any] = {"user": user, "rows": learned, "held_out": len(at), "verdict": "not enough data"}
+        if at:
+            result = compare([shared[place] for place in at], [personal[place] for place in at], resamples=500)
+            line |= _difference(result) | {
+                "base": _mean([base[place] for place in at]), "shared": result.base, "personal": result.tuned,
+                "verdict": str(result.verdict),
+            }  # fmt: skip
+        each.append(line)
+    counts = Counter(line["verdict"] for line in each)
+    helped, harmed = counts["helped"], counts["harmed"]
+    return {
+        "base": _mean(base), "shared": _mean(shared), "personal": _mean(personal), "held_out": len(whose),
+        "shared_over_base": _by_user(whose, base, shared), "personal_over_shared": _by_user(whose, shared, personal),
+        "counts": {"helped": helped, "harmed": harmed, "undecided": len(each) - helped - harmed},
+        "shrinkage": found.shrinkage if found.shrinkage < float("inf") else None, "seconds": found.seconds,
+        "steps": found.steps, "users": each,
+    }  # fmt: skip
+
+
+def _difference(result: Comparison) -> dict[str, Any]:
+    return {"difference": result.difference, "interval": list(result.interval), "p_value": result.p_value}
+
+
+def _by_user(whose: Sequence[str], before: Sequence[Score], after: Sequence[Score]) -> dict[str, Any]:
+    """Mean difference over rows, with a 95 % interval from drawing whole users: one user's rows are alike."""
+    import numpy as np
+
+    places: dict[str, list[float]] = {}
+    for user, one, two in zip(whose, before, after, strict=True):
+        places.setdefault(user, []).append(two.value - one.value)
+    sums = np.array([sum(values) for values in places.values()])
+    counts = np.array([len(values) for values in places.values()])
+    draw = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
+    means = sums[draw].sum(1) / counts[draw].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"difference": float(sums.sum() / counts.sum()), "interval": [float(low), float(high)]}
+
+
+def _mean(scores: Sequence[Score]) -> float:
+    return sum(score.value for score in scores) / len(scores)
+
+
+def _name(user: str) -> str:
+    """A name that a store takes; users that would share one are told apart by a hash."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", user).strip("-")[:60]
+    if plain == user:
+        return f"user/{plain}"
+    return f"user/{plain or 'u'}-{hashlib.sha256(user.encode()).hexdigest()[:8]}"
+
+
+def _keep(folder: Path, adapters: dict[str, Any], settings: TrainSettings, fingerprint: str) -> None:
+    from whit.serving.payload import to_payload
+    from whit.serving.store import Item, open_store
+
+    card = {"base": settings.base, "base_fingerprint": fingerprint, "instruction": settings.instruction or ""}
+    with open_store(folder / STORE_NAME) as store:
+        store.add_many([Item(name, to_payload(each), card) for name, each in adapters.items()], by="whit train")
+
+
+def write_report(path: Path, about: dict[str, Any]) -> None:
+    """Keep the report beside the store."""
+    from whit.files import atomic_write
+
+    atomic_write(path, json.dumps(about, indent=2, ensure_ascii=False) + "\n")

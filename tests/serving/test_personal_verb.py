@@ -1,0 +1,64 @@
+"""`whit train --per`: constructed users who truly differ each get their own, in a store that serves them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whit.errors import DataError, UsageError
+from whit.serving.payload import from_payload
+from whit.serving.store import open_store
+from whit.settings import TrainSettings
+from whit.verbs.personal import train_personal
+
+WORDS = {"ann": "red", "bob b.": "blue", "cat": "green"}
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ratings") / "ratings.jsonl"
+    things = ("card", "money", "weather", "paris", "apples", "pears", "boxes", "cities")
+    lines = [
+        json.dumps({"prompt": f"{things[at % 8]} number {at * 37 % 101}", "completion": word, "user": user})
+        for user, word in WORDS.items()
+        for at in range(24)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def settings(base: Any, ratings: Path, out: Path, **more: Any) -> TrainSettings:
+    return TrainSettings(
+        data=ratings, base=str(base.path), out=out, per="user", kind="xs", dtype="float32", epochs=6.0, validation=0.2,
+        batch=12, learning_rate=0.1, score="exact", **more,
+    )  # fmt: skip
+
+
+def test_every_user_gets_an_adapter_and_a_verdict(base: Any, ratings: Path, tmp_path: Path) -> None:
+    result = train_personal(settings(base, ratings, tmp_path / "out"))
+    about = json.loads((tmp_path / "out" / "personal.json").read_text())
+    assert result.to_json() == {"contract": 1, **about}
+    assert [each["user"] for each in about["users"]] == sorted(WORDS)
+    assert sum(about["counts"].values()) == 3
+    low, high = about["personal_over_shared"]["interval"]
+    assert low <= about["personal_over_shared"]["difference"] <= high
+    assert about["personal"] >= about["shared"]
+    with open_store(tmp_path / "out" / "adapters.db") as store:
+        assert store.count() == 4
+        kept = {each["user"]: store.find(each["adapter"], card=True) for each in about["users"]}
+        for held in kept.values():
+            from_payload(held.payload).check_fits(base)
+            assert held.card is not None and held.card["base_fingerprint"] == base.fingerprint
+        if about["shrinkage"] is not None:
+            assert len({held.digest for held in kept.values()}) == 3
+    assert "users, own over shared" in result.to_text()
+
+
+def test_what_cannot_be_is_told(base: Any, ratings: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tiny or xs"):
+        train_personal(TrainSettings(data=ratings, per="user", kind="lora"))
+    with pytest.raises(DataError, match="customer"):
+        train_personal(TrainSettings(data=ratings, per="customer", out=tmp_path / "none"))

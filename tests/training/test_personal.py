@@ -1,0 +1,117 @@
+"""Personal training: each row moves its own user alone, shrinkage follows the evidence, and it is worth having."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from whit.adapters.targets import all_targets
+from whit.adapters.tunable import tune_vector
+from whit.adapters.vector import xs_spec
+from whit.data.rows import Row, Turn
+from whit.data.templates import encode_rows
+from whit.errors import TrainingError
+from whit.testing import tiny_base
+from whit.training.personal import SHRINKAGES, Personal, PersonalPlan, mean_loss, train_personal, weight
+
+THINGS = ("card", "money", "weather", "paris", "apples", "pears")
+WORDS = {"ann": "red", "bob": "blue", "cat": "green"}
+PLAN = PersonalPlan(shared_epochs=2, epochs=8, batch=12, learning_rate=0.05, personal_rate=0.1)
+
+
+@pytest.fixture(scope="module")
+def base() -> Any:
+    return tiny_base(layers=2, hidden=32, heads=2, kv_heads=1, ffn=64, context=96)
+
+
+@pytest.fixture
+def bound(base: Any) -> Any:
+    indices = [target.index for target in all_targets(name for name, _ in base.model.named_modules())]
+    made = tune_vector(base, xs_spec(indices, 2), number_type="float32")
+    yield made
+    made.detach()
+
+
+@pytest.fixture(scope="module")
+def rows(base: Any) -> Callable[[dict[str, str], int], tuple[list[Any], list[str]]]:
+    """Constructed users: on the same inputs each wants a word of their own."""
+
+    def make(words: dict[str, str], count: int, start: int = 0) -> tuple[list[Any], list[str]]:
+        made, users = [], []
+        for user, word in words.items():
+            for at in range(start, start + count):
+                text = f"{THINGS[at % len(THINGS)]} {at}"
+                made.append(Row(id=f"{user}-{at}", turns=(Turn("user", text),), completion=word))
+                users.append(user)
+        return encode_rows(made, base.template, base.encode, stop_id=base.stop_ids[0]), users
+
+    return make
+
+
+def test_users_who_differ_get_their_own_and_strangers_the_shared(base: Any, bound: Any, rows: Any) -> None:
+    train, users = rows(WORDS, 12)
+    held, held_users = rows(WORDS, 6, 12)
+    found = train_personal(base, bound, train, users, held, held_users, PLAN)
+    assert found.users == ("ann", "bob", "cat") and found.rows == (12, 12, 12)
+    assert found.shrinkage < math.inf and found.losses[found.shrinkage] < 0.8 * found.losses[math.inf]
+    fresh, fresh_users = rows(WORDS, 6, 18)
+    own = torch.from_numpy(np.stack([found.vector(user) for user in fresh_users]))
+    shared = torch.from_numpy(found.shared).expand(len(fresh), -1)
+    personal_loss = mean_loss(base, bound, fresh, own, 12)
+    shared_loss = mean_loss(base, bound, fresh, shared, 12)
+    assert personal_loss < 0.85 * shared_loss < mean_loss(base, bound, fresh, torch.zeros_like(shared), 12)
+    assert np.array_equal(found.vector("nobody"), found.shared)
+
+
+def test_users_who_do_not_differ_are_shrunk_to_the_shared(base: Any, bound: Any, rows: Any) -> None:
+    """With answers that are noise, a vector of one's own can only fit the noise."""
+    draw = np.random.default_rng(0)
+    train, users = rows({f"u{n}": "red" for n in range(6)}, 2)
+    words = ["red", "blue"]
+    train = [replace(row, completion_ids=[*base.encode(words[draw.integers(2)]), base.stop_ids[0]]) for row in train]
+    held, held_users = rows({f"u{n}": "red" for n in range(6)}, 6, 2)
+    held = [replace(row, completion_ids=[*base.encode(words[draw.integers(2)]), base.stop_ids[0]]) for row in held]
+    found = train_personal(base, bound, train, users, held, held_users, replace(PLAN, personal_rate=0.3))
+    assert found.shrinkage >= 8.0
+    assert found.losses[found.shrinkage] == min(found.losses.values())
+
+
+def test_a_row_moves_its_own_user_alone(base: Any, bound: Any, rows: Any) -> None:
+    train, users = rows(WORDS, 4)
+    held, held_users = rows(WORDS, 2, 4)
+    plan = replace(PLAN, epochs=1)
+    one = train_personal(base, bound, train, users, held, held_users, plan)
+    assert all(np.abs(part).sum() > 0 for part in one.own)
+    few = [at for at, user in enumerate(users) if user != "cat"]
+    two = train_personal(base, bound, [train[at] for at in few], [users[at] for at in few], held, held_users, plan)
+    assert two.users == ("ann", "bob") and np.array_equal(two.vector("cat"), two.shared)
+    again = train_personal(base, bound, train, users, held, held_users, plan)
+    assert np.array_equal(one.own, again.own) and one.shrinkage == again.shrinkage
+
+
+def test_shrinkage_follows_the_number_of_rows() -> None:
+    assert weight(0, 8.0) == 0.0 and weight(8, 8.0) == 0.5 and weight(8, 0.0) == 1.0 and weight(8, math.inf) == 0.0
+    assert [weight(n, 8.0) for n in (1, 3, 100)] == sorted(weight(n, 8.0) for n in (1, 3, 100))
+    own = np.ones((1, 2), np.float32)
+    made = Personal(("ann",), (8,), np.zeros(2, np.float32), own, 8.0, {}, 0, 0.0)
+    assert made.vector("ann").tolist() == [0.5, 0.5] and made.vector("bob").tolist() == [0.0, 0.0]
+    assert SHRINKAGES[-1] == math.inf
+
+
+def test_nothing_to_learn_from_and_nan_are_told(base: Any, bound: Any, rows: Any, monkeypatch: Any) -> None:
+    train, users = rows(WORDS, 2)
+    with pytest.raises(TrainingError, match="needs rows"):
+        train_personal(base, bound, [], [], train, users, PLAN)
+    from whit.training import personal
+
+    monkeypatch.setattr(
+        personal, "loss_of", lambda base, batch: batch.wanted * torch.full((), math.nan, requires_grad=True)
+    )
+    with pytest.raises(TrainingError, match="ann-0"):
+        train_personal(base, bound, train, users, train, users, PLAN)
