@@ -40,6 +40,11 @@ ABOUT = {
     "src/whit/evaluation/plain.txt": "plain text on which forgetting is measured",
     "src/whit/evaluation/templates/report.css": "how the report looks",
     "src/whit/evaluation/templates/report.html.jinja": "the page of the report",
+    "web/package-lock.json": "the version and hash of TypeScript",
+    "web/package.json": "what building the page needs: TypeScript",
+    "web/tsconfig.json": "how the page is type-checked and compiled",
+    "web/static/icon.svg": "the page's icon",
+    "web/static/index.html": "the page: its views and its policy",
     "src/whit/py.typed": "says that the package carries its types",
     "pyproject.toml": "the package, its dependencies, and the settings of ruff, mypy and pytest",
     "README.md": "this page",
@@ -169,6 +174,8 @@ def _by_place(name: str) -> str:
     mirrored = re.fullmatch(r"tests/(?:(.+)/)?test_(.+)\.py", name)
     if mirrored:
         return f"tests of `whit.{'.'.join(filter(None, [*(mirrored[1] or '').split('/'), mirrored[2]]))}`"
+    if name.startswith("src/whit/bundle/page/"):
+        return "the page, built from `web/`"
     made = re.fullmatch(r"models/(\w+)/(.+)", name)
     if made:
         return (
@@ -190,6 +197,8 @@ def first_line(path: Path) -> str:
         return ""
     if path.suffix == ".py" or text.startswith("#!/usr/bin/env python"):
         found = re.search(r'^(?:#.*\n|\s*\n)*"""(.+?)(?:\n\s*\n|""")', text, re.S)
+    elif text.startswith("/*"):
+        found = re.search(r"^/\*\*?\s*(?:\* )?(.+?)(?:\n \*\s*\n|\s*\*/)", text, re.S)
     elif path.suffix in (".rs", ".ts", ".js"):
         found = re.search(r"^//!? ?(.+?)(?:\n//!? ?\n|\n[^/]|\Z)", text, re.S | re.M)
     elif path.suffix == ".md":
@@ -198,7 +207,7 @@ def first_line(path: Path) -> str:
         found = re.search(r"^(?:#!.*\n)?# ?(.+?)(?:\n#? *\n|\n[^#]|\Z)", text, re.S)
     if found is None:
         return ""
-    said = " ".join(re.sub(r"\n\s*(?://!?|#)?\s*", " ", found.group(1)).split())
+    said = " ".join(re.sub(r"\n\s*(?://!?|#|\*)?\s*", " ", found.group(1)).split())
     sentence = re.match(r"(.+?[.?!])(?: |$)", said)
     return (sentence.group(1) if sentence else said).rstrip(".").replace("|", "\\|")
 

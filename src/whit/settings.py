@@ -15,6 +15,7 @@ DEFAULT_BASE = "smollm2"
 KINDS = ("xs", "tiny", "lora")
 OPTIMIZERS = ("adam", "natural")
 DTYPES = ("auto", "float32", "bfloat16")
+ENGINES = ("torch", "wasm")
 NUMBER_TYPES = ("bfloat16", "float16", "float32")
 
 
@@ -120,6 +121,7 @@ class RunSettings:
     temperature: float = option(0.0, "0 takes the likeliest token; more draws more freely.", least=0.0, most=10.0)
     top_p: float = option(1.0, "Draw from the likeliest tokens that make up this share.", least=0.01, most=1.0)
     seed: int = option(0, "Seed of the draws.", least=0)
+    engine: str = option("torch", "What computes: torch, or wasm (a GGUF base; needs no torch).", choices=ENGINES)
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
 

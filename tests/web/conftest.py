@@ -108,7 +108,9 @@ def browser() -> Iterator[Any]:
     if not named:
         pytest.skip("no Chromium here; set WHIT_BROWSER to one")
     with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=named, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        running = driver.chromium.launch(
+            executable_path=named, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        )
         yield running
         running.close()
 
@@ -125,9 +127,9 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
             origin = address.split("/", 3)
             home = "/".join(origin[:3])
             allowed = (home + "/", f"blob:{home}/", "data:")
-            context.on("request", lambda request: None if request.url.startswith(allowed) else wrong.append(request.url))
+            context.on("request", lambda asked: None if asked.url.startswith(allowed) else wrong.append(asked.url))
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(address)
         if ready:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whit.data.rows import Turn
-from whit.errors import DataError, UsageError
+from whit.errors import AdapterError, DataError, UsageError
 from whit.settings import ChatSettings, RunSettings
 from whit.talk import Talk
 from whit.verbs import common
 
 if TYPE_CHECKING:
     from whit.bases import Base
+    from whit.evaluation.card import Card
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,6 @@ def speaker(settings: RunSettings | ChatSettings, talk: Talk, *, bare: bool = Fa
 
 def run(settings: RunSettings, *, talk: Talk | None = None, lines: Sequence[str] | None = None) -> RunResult:
     """Answer one prompt, or `lines` (standard input by default)."""
-    from whit.evaluation.decoding import Decoder, Sampling
-
     talk = talk or Talk(quiet=True)
     if settings.prompt is not None:
         prompts = [settings.prompt]
@@ -86,12 +85,51 @@ def run(settings: RunSettings, *, talk: Talk | None = None, lines: Sequence[str]
         prompts = [line.rstrip("\n") for line in (lines if lines is not None else sys.stdin)]
     if not prompts:
         return RunResult((), ())
+    if settings.engine == "wasm":
+        return _run_in_engine(settings, prompts)
+    from whit.evaluation.decoding import Decoder, Sampling
+
     sampling = Sampling(settings.temperature, settings.top_p, settings.seed)
     with speaker(settings, talk, bare=settings.bare) as who:
         ids = [who.encode([Turn("user", prompt)]) for prompt in prompts]
         found = Decoder(who.base, who.bound).answers(ids, most=settings.max_tokens, sampling=sampling)
         answers = tuple(who.base.decode(answer).strip() for answer in found)
     return RunResult(tuple(prompts), answers)
+
+
+def _run_in_engine(settings: RunSettings, prompts: list[str]) -> RunResult:
+    """The same through the engine: neither torch nor transformers is loaded."""
+    from whit.engine.speaker import Speaker as InEngine
+
+    common.require_finite(settings)
+    name, instruction = settings.adapter, settings.instruction
+    if _is_adapter(name):
+        card = _card_beside(name)
+        if card is None and not settings.base:
+            raise AdapterError("this adapter comes without a card, so its base must be named: add --base NAME")
+        instruction = instruction or (card.instruction if card else None)
+        base = settings.base or (card.base if card else "")
+        who = InEngine(base, None if settings.bare else name)
+    else:
+        who = InEngine(name)
+    found = who.answers(
+        prompts,
+        instruction=instruction or None,
+        most=settings.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=settings.seed,
+    )
+    return RunResult(tuple(prompts), tuple(answer.strip() for answer in found))
+
+
+def _card_beside(name: str) -> Card | None:
+    from whit.evaluation.card import load_card
+
+    path = Path(name)
+    folder = path if path.is_dir() else path.parent
+    card = folder / common.CARD_NAME
+    return load_card(card) if not name.startswith("whit1_") and card.is_file() else None
 
 
 def chat(settings: ChatSettings, *, talk: Talk | None = None) -> None:
