@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whit.adapters import basis as module
+from whit.adapters import outputs
 from whit.adapters.basis import Basis, basis_of, compute_basis, load_basis, save_basis, truncated_svd
 from whit.adapters.philox import philox_uniform
 from whit.bases import Base, load_base
@@ -124,16 +126,32 @@ def test_a_matrix_smaller_than_the_rank() -> None:
 
 
 def test_basis_of_a_base(shared_base: Base) -> None:
+    """U spans the leading principal components of what transformers' own forward puts out; z has variance 1."""
     basis = compute_basis(shared_base, 3)
     assert len(basis.targets) == 14
+    given: dict[str, torch.Tensor] = {}
+    for target in basis.targets:
+        layer = shared_base.model.get_submodule(target.name)
+        layer.register_forward_hook(lambda *seen, name=target.name: given.__setitem__(name, seen[1][0][0, 8:]))
+    text = (resources.files("whit.adapters") / outputs.TEXT).read_text()
+    ids = shared_base.encode(text)[: min(outputs.TOKENS, shared_base.context)]
+    assert len(ids) > 64
+    before = {name: part.clone() for name, part in shared_base.model.state_dict().items()}
+    with torch.no_grad():
+        shared_base.model(input_ids=torch.tensor([ids]))
     for target, US, V in zip(basis.targets, basis.outward, basis.inward, strict=True):
-        W = shared_base.weight(target.name)
+        W = shared_base.weight(target.name).double().numpy()
         assert (US.dtype, V.dtype) == (torch.bfloat16, torch.bfloat16)
-        assert tuple(US.shape) == (W.shape[0], 3)
-        assert tuple(V.shape) == (W.shape[1], 3)
-        U, s, Vh = np.linalg.svd(W.double().numpy())
-        truncated = (U[:, :3] * s[:3]) @ Vh[:3]
-        assert np.allclose(US.double() @ V.double().T, truncated, atol=0.02 * s[0])
+        assert (tuple(US.shape), tuple(V.shape)) == ((W.shape[0], 3), (W.shape[1], 3))
+        x = given[target.name].double().numpy()
+        Y = x @ W.T
+        _, s, Vh = np.linalg.svd((Y - Y.mean(0)) / np.sqrt(len(Y)), full_matrices=False)
+        assert np.linalg.norm(US.double(), axis=0) == pytest.approx(s[:3], rel=1e-2)
+        cosines = np.abs(np.diag(Vh[:3] @ (US.double().numpy() / s[:3])))
+        assert (cosines > 0.99).all()
+        assert (x @ V.double().numpy()).std(0) == pytest.approx(np.ones(3), rel=2e-2)
+    for name, part in shared_base.model.state_dict().items():
+        assert torch.equal(part, before[name])
 
 
 _PRINT = """
@@ -172,12 +190,14 @@ def test_ranks_that_cannot_be(shared_base: Base, rank: int) -> None:
         compute_basis(shared_base, rank)
 
 
-def test_weights_that_are_not_finite(shared_base: Base) -> None:
-    with (
-        mock.patch.object(type(shared_base), "weight", lambda self, name: torch.full((8, 8), float("nan"))),
-        pytest.raises(BaseError, match=r"q_proj holds NaN"),
-    ):
-        compute_basis(shared_base, 2)
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    from whit.testing import tiny_base
+
+    base = tiny_base(tmp_path, seed=2)
+    with torch.no_grad():
+        base.model.get_submodule("model.layers.0.self_attn.q_proj").weight[0, 0] = float("nan")
+    with pytest.raises(BaseError, match=r"q_proj holds NaN"):
+        compute_basis(base, 2)
 
 
 def test_cache_hit_does_not_compute(shared_base: Base, basis: Basis) -> None:
@@ -207,14 +227,14 @@ def test_a_basis_of_another_base_or_rules_is_not_taken(tmp_path: Path, basis: Ba
     save_basis(basis, path)
     assert load_basis(path, base_fingerprint="0" * 64) is None
     assert load_basis(path, base_fingerprint=basis.base_fingerprint) is not None
-    with mock.patch.object(module, "RULES", 2):
+    with mock.patch.object(module, "RULES", 3):
         assert load_basis(path, base_fingerprint=basis.base_fingerprint) is None
 
 
 def test_a_cache_of_hostile_shapes_is_not_taken(tmp_path: Path, basis: Basis) -> None:
     from safetensors.torch import save_file
 
-    about = {"rules": "1", "rank": "2", "base": basis.base_fingerprint, "fingerprint": basis.fingerprint}
+    about = {"rules": "2", "rank": "2", "base": basis.base_fingerprint, "fingerprint": basis.fingerprint}
     path = tmp_path / "b.safetensors"
     name = "model.layers.0.self_attn.q_proj"
     for shape, dtype in (((), torch.bfloat16), ((3,), torch.int8), ((2, 2), torch.float64)):
@@ -228,4 +248,4 @@ def test_smollm2s_basis_is_what_it_was(smollm2: Path) -> None:
     """Written down, so that another machine, LAPACK or version of whit that disagrees is noticed."""
     basis = compute_basis(load_base(smollm2, dtype="float32"), 2)
     assert len(basis.targets) == 210
-    assert basis.fingerprint.startswith("f15d204f1fb42b87")
+    assert basis.fingerprint.startswith("b57473d79419d38e")

@@ -1,17 +1,21 @@
-"""The fixed directions that `tiny` and `xs` adapters move along: W ≈ U S Vᵀ, truncated to rank r.
+"""The fixed directions that `tiny` and `xs` adapters move along: for each adapted matrix W, U·S and V of rank r.
 
-Derived from the base alone and the same everywhere: the SVD is taken in float64 of the dequantised
-weights, whatever number type the base was loaded in; signs and near-equal singular values follow the
-rules below; what is kept, U·S and V, is rounded to bfloat16, far coarser than the float64 rounding in
-which two machines may differ. Known by its fingerprint, computed once per base and cached.
+U holds the directions in which the module's outputs vary most on a fixed text, S by how much (the standard
+deviation along each), and V = Wᵀ U S⁻¹, so that z = Vᵀ x has variance 1 and W ≈ U S Vᵀ for the inputs that
+occur. A step in R therefore means the same in every module. (The truncated SVD of W itself, as in the papers, is the
+case in which inputs vary equally in all directions; they do not: see docs/log.md for what that cost.)
 
-Rules (version 1):
-- sign: the sum of V's column times the Philox stream (module, 0, SIGNS) is positive;
-- singular values within `CLUSTER` of their neighbour (relative to the largest) form a cluster. The
-  columns inside one are not determined by W, so they are replaced by the QR factor of the projection
-  of Philox columns (module, column, CLUSTERS) on the cluster's space, and U·S by W·V;
-- a singular value of at most `CLUSTER` times the largest counts as zero: V's column is then the Philox
-  column (module, column, CLUSTERS) made orthogonal to those before it, and U·S's column is zero.
+Derived from the base alone and the same everywhere: outputs and SVD are computed in float64 from the dequantised
+weights, whatever number type the base was loaded in; signs and near-equal singular values follow the rules below;
+what is kept, U·S and V, is rounded to bfloat16, far coarser than the float64 rounding in which two machines may
+differ. Known by its fingerprint, computed once per base and cached.
+
+Rules (version 2), for the SVD of a module's centred outputs Y, shape (tokens, out), divided by √tokens:
+- sign: the sum of U's column times the Philox stream (module, 0, SIGNS) is positive;
+- singular values within `CLUSTER` of their neighbour (relative to the largest) form a cluster. The columns inside
+  one are not determined by Y, so they are replaced by the QR factor of the projection of Philox columns
+  (module, column, CLUSTERS) on the cluster's space;
+- a singular value of at most `CLUSTER` times the largest counts as zero: U·S's and V's columns are then zero.
 
 Knows nothing of vectors, training or files of adapters.
 """
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 
     from whit.bases import Base
 
-RULES = 1
+RULES = 2
 MAX_RANK = 64
 CLUSTER = 1e-6
 _SIGNS, _CLUSTERS, _START = 0x5349, 0x434C, 0x5354
@@ -164,6 +168,14 @@ def _fixed(width: int, index: int, column: int, purpose: int) -> Array:
     return philox_uniform(width, key=_KEY, stream=(index, column, purpose), variance=1.0).astype(np.float64)
 
 
+def output_directions(Y: Array, W: Array, rank: int, index: int) -> tuple[Array, Array]:
+    """U·S, shape (out, r), and V = Wᵀ U S⁻¹, shape (in, r), for outputs Y (tokens, out) of the matrix W (out, in)."""
+    scores, U = truncated_svd((Y - Y.mean(0)) / np.sqrt(len(Y)), rank, index)
+    s = np.linalg.norm(scores, axis=0)
+    live = s > 0
+    return U * s, np.where(live, W.T @ U / np.where(live, s, 1.0), 0.0)
+
+
 def compute_basis(base: Base, rank: int) -> Basis:
     """The basis of every adaptable module of `base`. Takes seconds; see `basis_of` for the cached one."""
     import torch
@@ -175,11 +187,15 @@ def compute_basis(base: Base, rank: int) -> Basis:
     if not targets:
         raise BaseError(f"base {base.name}: no projection that whit can adapt was found in it")
 
+    from whit.adapters.outputs import module_outputs
+
+    outputs = module_outputs(base, [target.name for target in targets])
+
     def directions(target: Target) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = base.weight(target.name).numpy()
-        if not np.isfinite(weight).all():
+        Y, weight = (part.numpy() for part in outputs[target.name])
+        if not (np.isfinite(weight).all() and np.isfinite(Y).all()):
             raise BaseError(f"base {base.name}: {target.name} holds NaN or infinite weights; fetch the base again")
-        us, v = truncated_svd(weight, rank, target.index)
+        us, v = output_directions(Y, weight.astype(np.float64), rank, target.index)
         return torch.from_numpy(us).to(torch.bfloat16), torch.from_numpy(v).to(torch.bfloat16)
 
     # One matrix a core: BLAS gains little from two cores on matrices of this size.

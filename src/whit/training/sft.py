@@ -31,8 +31,8 @@ from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
 
 _SHARED_PREFIX = 8  # tokens; a shorter one is not worth a pass of its own
 LEARNING_RATES = {
-    ("xs", "adam"): 1e-2,
-    ("tiny", "adam"): 1e-2,
+    ("xs", "adam"): 2.5e-2,
+    ("tiny", "adam"): 2.5e-2,
     ("lora", "adam"): 5e-4,
     ("xs", "natural"): 0.1,
     ("tiny", "natural"): 0.1,

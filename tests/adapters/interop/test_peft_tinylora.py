@@ -129,7 +129,9 @@ def test_and_after_peft_has_saved_it_again(
 
 
 @pytest.mark.parametrize("save_projection", [True, False])
-def test_pefts_own_becomes_an_xs(tmp_path: Path, base: Base, ids: torch.Tensor, save_projection: bool) -> None:
+def test_pefts_own_becomes_the_same_update_as_a_lora(
+    tmp_path: Path, base: Base, ids: torch.Tensor, save_projection: bool
+) -> None:
     from peft import TinyLoraConfig, get_peft_model
 
     config = TinyLoraConfig(
@@ -142,26 +144,11 @@ def test_pefts_own_becomes_an_xs(tmp_path: Path, base: Base, ids: torch.Tensor, 
         expected = theirs(input_ids=ids).logits
     theirs.save_pretrained(tmp_path)
     adapter = import_peft(tmp_path, base)
-    assert (adapter.kind, adapter.numbers, adapter.number_type) == ("xs", 6 * 4, "float32")
+    assert (adapter.kind, adapter.number_type) == ("lora", "float32")
     bare, got = _ours(base, adapter, ids)
     effect = float((expected - bare).abs().max())
     assert effect > 0.05
-    assert float((got - expected).abs().max()) < 0.03 * effect
-    wider = import_peft(tmp_path, base, rank=4)
-    assert wider.numbers == 6 * 16
-
-
-def test_an_update_outside_our_basis_is_refused_with_what_would_be_lost(
-    tmp_path: Path, base: Base, specs: dict[str, VectorSpec], make: Callable[..., Adapter]
-) -> None:
-    export_peft_tinylora(make(specs["tied"]), base, tmp_path)
-    tensors = load_file(tmp_path / WEIGHTS_NAME)
-    for key in tensors:
-        if key.endswith("tinylora_A"):
-            tensors[key] = torch.randn(tensors[key].shape, generator=torch.Generator().manual_seed(0))
-    save_file(tensors, tmp_path / WEIGHTS_NAME)
-    with pytest.raises(AdapterError, match=r"\d\d\.\d% of this TinyLoRA lies outside"):
-        import_peft(tmp_path, base)
+    assert float((got - expected).abs().max()) < 1e-4 * effect
 
 
 def test_a_plain_lora_is_taken_as_it_is(tmp_path: Path, base: Base) -> None:
@@ -183,8 +170,9 @@ def test_of_another_base(
     with pytest.raises(WrongBase):
         export_peft_tinylora(make(specs["tied"]), other, tmp_path / "x")
     export_peft_tinylora(make(specs["tied"]), base, tmp_path / "y")
-    with pytest.raises(AdapterError, match="outside"):
+    with pytest.raises(WrongBase):
         import_peft(tmp_path / "y", other)
+    save_file(load_file(tmp_path / "y" / WEIGHTS_NAME), tmp_path / "y" / WEIGHTS_NAME)  # as PEFT would, without notes
     deeper = tiny_base(tmp_path / "small", hidden=32, ffn=64)
     with pytest.raises(AdapterError, match="another shape"):
         import_peft(tmp_path / "y", deeper)

@@ -4,7 +4,7 @@ PEFT computes W + B (Σᵢ vᵢ Pᵢ) A, with A, B, P and v all in its checkpoin
 canonical basis. Its tying gives the last group the remainder, ours spreads it, so that a grouping which PEFT
 cannot have is written untied, v repeated for every module. An `xs` is written with the r² unit matrices as P.
 Promises that a folder which we wrote comes back as the same adapter, number for number, also after PEFT has
-loaded and saved it. Anyone else's TinyLoRA becomes an `xs` along our basis, where that holds it.
+loaded and saved it. Anyone else's TinyLoRA, whose directions are the SVD of W, becomes the same update as a `lora`.
 
 Reads safetensors only, by an allow-list of settings. Knows nothing of running a model.
 """
@@ -28,15 +28,12 @@ from whit.adapters.interop.plain_lora import placed
 from whit.adapters.interop.tinylora_folder import TinyLoraFolder, read_config, read_folder
 from whit.adapters.lora import CONFIG_NAME, WEIGHTS_NAME, LoraWeights
 from whit.adapters.vector import VectorSpec, projections, xs_spec
-from whit.errors import AdapterError, UsageError
+from whit.errors import AdapterError, UsageError, WrongBase
 from whit.files import atomic_write
 
 if TYPE_CHECKING:
     from whit.adapters.basis import Basis
     from whit.bases import Base
-
-#: the largest share of a foreign update that may lie outside our basis: bfloat16 rounding of either is 0.002 to 0.004
-RESIDUAL = 0.02
 
 
 def tying(modules: int, wanted: NDArray[np.int64]) -> float | None:
@@ -98,6 +95,7 @@ def export_peft_tinylora(adapter: Adapter, base: Base, folder: str | Path, *, ba
     }
     # PEFT keeps none of this when it saves again; reading does without it, where the numbers leave no doubt.
     about = {"format": "pt", "whit_groups": str(spec.groups), "whit_number_type": adapter.number_type}
+    about["whit_base"] = base.fingerprint
     path = Path(folder)
     atomic_write(path / WEIGHTS_NAME, save(tensors, metadata=about))
     atomic_write(path / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
@@ -119,11 +117,10 @@ def _numbers(
     return (P, own, ratio) if ratio is not None else (P, own[groups], 0.0)
 
 
-def import_peft(folder: str | Path, base: Base, *, rank: int | None = None) -> Adapter:
-    """Read a PEFT folder of `base`: a LoRA as it is, a TinyLoRA of ours exactly, any other TinyLoRA as an `xs`.
+def import_peft(folder: str | Path, base: Base) -> Adapter:
+    """Read a PEFT folder of `base`: a LoRA as it is, a TinyLoRA of ours exactly, any other TinyLoRA as a `lora`.
 
-    `rank` is that of the `xs` (PEFT's own by default). Raises `DamagedAdapter` for a folder that cannot be read,
-    and `AdapterError`, with the share that would be lost, where our basis does not hold the update.
+    Raises `DamagedAdapter` for a folder that cannot be read, and `AdapterError` where it is of another base.
     """
     path = Path(folder)
     if read_config(path).get("peft_type") == "LORA":
@@ -132,6 +129,8 @@ def import_peft(folder: str | Path, base: Base, *, rank: int | None = None) -> A
         adapter.check_fits(base)
         return adapter
     held = read_folder(path)
+    if held.about.get("whit_base", base.fingerprint) != base.fingerprint:
+        raise WrongBase(f"{path}: it was made for another base than {base.name}; load the base that it names")
     basis = basis_of(base, held.rank)
     by_name = {target.name: target for target in basis.targets}
     strange = sorted(set(held.A) - set(by_name))
@@ -140,7 +139,7 @@ def import_peft(folder: str | Path, base: Base, *, rank: int | None = None) -> A
     modules = _modules_in_order(base, list(held.A))
     updates = _updates(held, modules, path)
     ours = _recognise(held, updates, basis)
-    return ours if ours is not None else _project(held, updates, base, rank or held.rank, path)
+    return ours if ours is not None else _as_lora(held, updates, base, path)
 
 
 @dataclass(frozen=True)
@@ -228,32 +227,20 @@ def _adapter(spec: VectorSpec, vector: NDArray[np.float32], basis: Basis, about:
     raise AdapterError("the numbers of this adapter are not finite")
 
 
-def _project(held: TinyLoraFolder, updates: Mapping[str, _Update], base: Base, rank: int, path: Path) -> Adapter:
-    """The `xs` nearest to B R A: R' = (US)⁺ B R A (Vᵀ)⁺, refused where it is not near."""
-    basis = basis_of(base, rank)
-    parts, lost, whole = [], 0.0, 0.0
-    chosen = [(place, target) for place, target in enumerate(basis.targets) if target.name in updates]
-    for place, target in chosen:
-        one = updates[target.name]
-        US, V = basis.outward[place].double(), basis.inward[place].double()
-        if one.A.shape[1] != V.shape[0] or one.B.shape[0] != US.shape[0]:
-            raise AdapterError(f"{path}: {target.name} is of another shape than {base.name}'s")
-        left, right = one.B.double() @ one.R.double(), one.A.double()
-        R = torch.linalg.pinv(US) @ left @ right @ torch.linalg.pinv(V.T)
-        parts.append(R.reshape(-1))
-        # ‖B R A - US R' Vᵀ‖ without building the matrices: both are products of thin ones.
-        outer, inner = torch.cat([left, -US @ R], dim=1), torch.cat([right, V.T], dim=0)
-        lost += float((torch.linalg.qr(outer).R @ torch.linalg.qr(inner.T).R.T).norm()) ** 2
-        whole += float((torch.linalg.qr(left).R @ torch.linalg.qr(right.T).R.T).norm()) ** 2
-    share = (lost / whole) ** 0.5 if whole else 0.0
-    if share > RESIDUAL:
-        raise AdapterError(
-            f"{path}: {share:.1%} of this TinyLoRA lies outside whit's basis of rank {rank} ({RESIDUAL:.0%} may); "
-            "merge it with PEFT instead, or import it at a higher rank"
-        )
-    vector = torch.cat(parts).float().numpy()
-    spec = xs_spec(tuple(target.index for _, target in chosen), rank)
-    return Adapter.from_vector(spec, vector, basis, number_type="float32")
+def _as_lora(held: TinyLoraFolder, updates: Mapping[str, _Update], base: Base, path: Path) -> Adapter:
+    """The update B R A as a LoRA of the same rank: its A is A, its B is B R."""
+    for name, one in updates.items():
+        if (one.B.shape[0], one.A.shape[1]) != tuple(base.model.get_submodule(name).weight.shape):
+            raise AdapterError(f"{path}: {name} is of another shape than {base.name}'s")
+    weights = LoraWeights(
+        rank=held.rank,
+        alpha=float(held.rank),
+        A={name: one.A.float().contiguous() for name, one in updates.items()},
+        B={name: (one.B.float() @ one.R.float()).contiguous() for name, one in updates.items()},
+        base=base.fingerprint,
+        base_name=base.name,
+    )
+    return Adapter(kind="lora", base=base.fingerprint, lora=weights, number_type="float32")
 
 
 def _modules_in_order(base: Base, names: Sequence[str]) -> list[str]:
