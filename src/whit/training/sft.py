@@ -1,9 +1,9 @@
 """Supervised training of an adapter: loss on completions, evaluation by generated and scored answers.
 
-The best step on validation is kept, not the last; training stops early when the score no longer rises. A run
-can be stopped and resumed to the same result, bit for bit on CPU. A loss that is not finite stops it, keeps
-the last good state and names the rows. Knows nothing of splits, baselines or verdicts: it is handed
-encoded rows and a function that scores the present state.
+What is scored and kept is the mean of the last steps' numbers, and of those the best on validation; training stops
+early when the score no longer rises. A run can be stopped and resumed to the same result, bit for bit on CPU. A loss
+that is not finite stops it, keeps the last good state and names the rows. Knows nothing of splits, baselines or
+verdicts: it is handed encoded rows and a function that scores the present state.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from whit.training.batching import Batch, collate, order, steps_in
 from whit.training.checkpoint import load_checkpoint, save_checkpoint
 from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
 
+_AVERAGE = 0.95  # what is scored and kept is a running mean of the numbers, over about twenty steps (Polyak)
 _SHARED_PREFIX = 8  # tokens; a shorter one is not worth a pass of its own
 LEARNING_RATES = {
     ("xs", "adam"): 2.5e-2,
@@ -168,6 +169,7 @@ class _Run:
         self.curve: list[Point] = []
         self.best: Point | None = None
         self.best_parameters: list[torch.Tensor] = []
+        self.sums = [torch.zeros_like(parameter) for parameter in bound.parameters()]
         self.losses: list[float] = []
         self.epoch_order: tuple[int, list[list[int]]] | None = None
         self.exact: list[torch.Tensor] | None = None  # the numbers, while rounded ones stand in for them
@@ -233,6 +235,8 @@ class _Run:
         rate = self.plan.learning_rate * schedule(self.step, self.steps, self.plan.warmup)
         self.torn = True
         self.optimizer.step(rate, torch.cat(gradients) if gradients else None)
+        for held, parameter in zip(self.sums, self.bound.parameters(), strict=True):
+            held.mul_(_AVERAGE).add_(parameter.detach(), alpha=1 - _AVERAGE)
         self.step += 1
         self.losses.append(total)
         self.tokens += sum(part.size for part in parts)
@@ -279,8 +283,11 @@ class _Run:
 
     def _evaluate(self, began: float) -> None:
         self.exact = exact = [parameter.detach().clone() for parameter in self.bound.parameters()]
+        share = 1 - _AVERAGE**self.step
+        mean = [held / share for held in self.sums] if self.step else exact
         try:
-            # What is scored is what would be stored: the numbers rounded to their type.
+            # What is scored is what would be stored: the mean, rounded to its number type.
+            self._put(mean)
             self.bound.load(self.bound.export())
             score = self.score()
         finally:
@@ -294,7 +301,7 @@ class _Run:
         self.curve.append(point)
         # Until the score has risen above the start's, a later state is preferred among equals.
         if self.best is None or score > self.best.score or (score == self.best.score and not self._risen()):
-            self.best, self.best_parameters = point, exact
+            self.best, self.best_parameters = point, mean
         self.torn = False
 
     def _risen(self) -> bool:
@@ -321,6 +328,7 @@ class _Run:
         now = self.exact if self.exact is not None else self.bound.parameters()
         tensors = {f"now.{at}": part.detach() for at, part in enumerate(now)}
         tensors |= {f"best.{at}": part for at, part in enumerate(self.best_parameters)}
+        tensors |= {f"sum.{at}": part for at, part in enumerate(self.sums)}
         tensors |= {f"optimizer.{name}": part for name, part in self.optimizer.state().items()}
         about: dict[str, Any] = {
             "run": self.plan.run,
@@ -343,6 +351,7 @@ class _Run:
         count = len(self.bound.parameters())
         self._put([tensors[f"now.{at}"] for at in range(count)])
         self.best_parameters = [tensors[f"best.{at}"] for at in range(count)]
+        self.sums = [tensors[f"sum.{at}"] for at in range(count)]
         prefix = "optimizer."
         self.optimizer.load({name[len(prefix) :]: part for name, part in tensors.items() if name.startswith(prefix)})
         self.step, self.tokens, self.seconds = about["step"], about["tokens"], about["seconds"]
