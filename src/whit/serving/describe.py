@@ -7,6 +7,7 @@ from typing import Any
 from whit.serving import schema
 
 _TEXT = {"type": "string"}
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": _TEXT}}
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -109,7 +110,7 @@ def _responses(good: dict[str, Any]) -> dict[str, Any]:
 
 def _posted(properties: dict[str, Any], required: list[str], answer: dict[str, Any]) -> dict[str, Any]:
     body = {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
-    content = {"application/json": {"schema": answer}, "text/event-stream": {"schema": _TEXT}}
+    content = {"application/json": {"schema": answer}, "text/event-stream": {"schema": _EVENT}}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": _responses({"description": "the answer", "content": content}),

@@ -29,7 +29,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def serve(settings: ServeSettings, *, talk: Talk | None = None) -> None:
     """Serve until stopped. Raises `UsageError`, `BaseError` or `StorageError` before anything is answered."""
-    talk = talk or Talk(quiet=True)
+    said = talk or Talk(quiet=True)
     common.require_finite(settings)
     try:
         import starlette  # noqa: F401
@@ -38,7 +38,7 @@ def serve(settings: ServeSettings, *, talk: Talk | None = None) -> None:
         raise UsageError("whit serve needs a web server: pip install 'whit[serve]'") from error
     with _opened(settings) as store:
         tokens = _needs_tokens(settings, store)
-        with service(settings, store, talk) as made:
+        with service(settings, store, said) as made:
             from whit.serving.api import build_app
             from whit.serving.limits import PatientProtocol
 
@@ -50,7 +50,7 @@ def serve(settings: ServeSettings, *, talk: Talk | None = None) -> None:
                     if self.started:
                         port = self.servers[0].sockets[0].getsockname()[1]
                         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-                        talk.say(f"serving {made.models.base} at http://{host}:{port}/v1")
+                        said.say(f"serving {made.models.base} at http://{host}:{port}/v1")
 
                 async def shutdown(self, sockets: Any = None) -> None:
                     made.draining = True
