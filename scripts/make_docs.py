@@ -45,6 +45,7 @@ ABOUT = {
     "web/tsconfig.json": "how the page is type-checked and compiled",
     "web/static/icon.svg": "the page's icon",
     "web/static/index.html": "the page: its views and its policy",
+    "src/whit/adapters/calibration.txt": "the text whose outputs make the basis",
     "src/whit/py.typed": "says that the package carries its types",
     "pyproject.toml": "the package, its dependencies, and the settings of ruff, mypy and pytest",
     "README.md": "this page",
