@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -146,3 +147,11 @@ def wait_ready(page: Any, *, offline: bool = True) -> None:
     page.wait_for_selector("html[data-state=ready]", state="attached", timeout=60_000)
     if offline:
         page.wait_for_selector("html[data-offline=ready]", state="attached", timeout=60_000)
+
+
+def until(page: Any, condition: str, *, seconds: float = 60) -> None:
+    """Wait until an expression is true in the page. (Playwright's own way needs `eval`, which the page forbids.)"""
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"not true after {seconds} s: {condition}"
+        page.wait_for_timeout(50)

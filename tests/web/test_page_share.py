@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Site, wait_ready
+from .conftest import Site, until, wait_ready
 
 
 def text_of(folder: Path) -> str:
@@ -24,7 +24,7 @@ def test_text_link_and_picture(
 
     text = text_of(adapters["quiet"])
     page = visit(f"{site.address}#adapter={text}&name=gift")
-    page.wait_for_function("document.querySelector('#try-adapter').value === 'gift'")
+    until(page, "document.querySelector('#try-adapter').value === 'gift'")
     assert "#" not in page.url
     page.click("#tab-share")
     page.wait_for_selector("#share-qr canvas")
@@ -35,7 +35,7 @@ def test_text_link_and_picture(
     segno.make(text, error="h", micro=False).save(str(tmp_path / "other.png"), scale=5)
     for name in ("own", "other"):
         page.set_input_files("#share-file", str(tmp_path / f"{name}.png"))
-        page.wait_for_function(f"document.querySelector('#share-adapter').value === '{name}'")
+        until(page, f"document.querySelector('#share-adapter').value === '{name}'")
         assert page.input_value("#share-text") == text
 
 
@@ -68,7 +68,7 @@ def test_what_cannot_be_used_is_refused(
     page.click("#tab-try")  # and the page lives on
     page.fill("#try-prompt", "Hello")
     page.click("#try-ask")
-    page.wait_for_function("document.querySelector('#try-tuned-figures').textContent.includes('tokens')")
+    until(page, "document.querySelector('#try-tuned-figures').textContent.includes('tokens')")
 
 
 def test_a_lora_folder_zipped_by_others(
@@ -80,7 +80,7 @@ def test_a_lora_folder_zipped_by_others(
     page = visit(site.address)
     page.click("#tab-share")
     page.set_input_files("#share-file", str(tmp_path / "zipped.zip"))
-    page.wait_for_function("document.querySelector('#share-adapter').value === 'zipped'")
+    until(page, "document.querySelector('#share-adapter').value === 'zipped'")
     same = page.evaluate(
         """async () => {
             const { load } = await import('./whit.js');
@@ -153,15 +153,34 @@ def test_a_damaged_copy_is_fetched_again(site: Site, visit: Callable[..., Any]) 
     assert page.is_hidden("#note") and "this device" in page.text_content("#about")
 
 
-def test_a_device_without_room(site: Site, browser: Any, visit: Callable[..., Any]) -> None:
-    page = visit(site.address, ready=False)
-    page.context.new_cdp_session(page).send(
-        "Storage.overrideQuotaForOrigin", {"origin": site.address.rstrip("/"), "quotaSize": 300_000}
+def test_a_device_without_room(site: Site, visit: Callable[..., Any]) -> None:
+    page = visit(site.address)
+    found = page.evaluate(
+        """async () => {
+            const { obtain, digest } = await import('./download.js');
+            const { Store } = await import('./store.js');
+            const store = await Store.open(new URL('./elsewhere/', location));
+            const whole = new Uint8Array(9 << 20).fill(7);
+            window.fetch = async () => new Response(whole);
+            const wanted = { url: new URL('./model', location), bytes: whole.length, sha256: await digest(whole) };
+            const small = [];
+            navigator.storage.estimate = async () => ({ quota: 5 << 20, usage: 0 });  // it is told beforehand …
+            small.push(await obtain(store, wanted, () => {}));
+            navigator.storage.estimate = async () => ({});
+            const put = IDBObjectStore.prototype.put;  // … or found out on the way
+            let count = 0;
+            IDBObjectStore.prototype.put = function (...given) {
+                if (++count === 2) throw new DOMException('full', 'QuotaExceededError');
+                return put.apply(this, given);
+            };
+            small.push(await obtain(store, wanted, () => {}));
+            const left = (await store.keys('parts')).length;
+            store.close();
+            return [left, ...small.flatMap((each) => [each.kept, each.note, each.content.length])];
+        }"""
     )
-    page.evaluate("indexedDB.deleteDatabase('whit /')")
-    page.reload()
-    wait_ready(page, offline=False)
-    assert "too little room" in page.text_content("#note")
+    assert found[0] == 0 and found[1] is False and found[4] is False
+    assert "too little room" in found[2] and "no room left" in found[5] and found[3] == found[6] == 9 << 20
 
 
 @pytest.mark.parametrize("wrong", ["truncated", "absurd"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Site, wait_ready
+from .conftest import Site, until, wait_ready
 
 ANIMALS = ("cat", "dog", "cow", "duck", "frog", "horse")
 THINGS = ("car", "house", "chair", "lamp", "spoon", "book")
@@ -52,7 +52,7 @@ def test_teach_cut_short_go_on_export_import(site: Site, visit: Callable[..., An
     page.click("#view-teach summary:has-text('Settings')")
     page.fill("#teach-epochs", "4")
     page.click("#teach-train")
-    page.wait_for_function("document.querySelector('#teach-left').textContent.startsWith('Step 9')", timeout=120_000)
+    until(page, "document.querySelector('#teach-left').textContent.startsWith('Step 9')", seconds=120)
     page.reload()
     wait_ready(page)
     page.click("#tab-teach")
@@ -61,7 +61,7 @@ def test_teach_cut_short_go_on_export_import(site: Site, visit: Callable[..., An
     sentence = page.text_content("#teach-sentence")
     assert "24 held-out rows" in sentence and "95 % interval" in sentence
     page.click("#teach-share")
-    page.wait_for_function("document.querySelector('#share-adapter').value === 'sorter'")
+    until(page, "document.querySelector('#share-adapter').value === 'sorter'")
     with page.expect_download() as loading:
         page.click("#share-download")
     loading.value.save_as(tmp_path / "sorter.zip")
@@ -112,7 +112,7 @@ def test_two_tabs(site: Site, visit: Callable[..., Any]) -> None:
         give_rows(page, sorting_rows(60))
         page.wait_for_selector("#teach-train:enabled")
     first.click("#teach-train")
-    first.wait_for_function("document.querySelector('#teach-left').textContent.startsWith('Step')")
+    until(first, "document.querySelector('#teach-left').textContent.startsWith('Step')")
     second.click("#teach-train")
     second.wait_for_selector("#teach-error.error")
     assert "Another tab" in second.text_content("#teach-error")

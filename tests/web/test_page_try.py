@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from .conftest import Site, wait_ready
+from .conftest import Site, until, wait_ready
 
 
 def ask(page: Any, text: str) -> str:
     page.fill("#try-prompt", text)
     page.click("#try-ask")
-    page.wait_for_function(
-        "document.querySelector('#try-tuned-figures').textContent.includes('tokens')", timeout=30_000
-    )
+    until(page, "document.querySelector('#try-tuned-figures').textContent.includes('tokens')")
     return str(page.text_content("#try-tuned"))
 
 
@@ -73,5 +71,5 @@ def test_switching_is_quick(site: Site, visit: Callable[..., Any]) -> None:
 def test_each_adapter_changes_the_answer(site: Site, visit: Callable[..., Any], name: str) -> None:
     page = visit(site.address)
     page.select_option("#try-adapter", name)
-    page.wait_for_function(f"document.querySelector('#try-name-tuned').textContent === '{name}'")
+    until(page, f"document.querySelector('#try-name-tuned').textContent === '{name}'")
     assert ask(page, "Tell me a story.") != page.text_content("#try-base")

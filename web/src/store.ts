@@ -69,7 +69,13 @@ export class Store {
         reject(failure(error));
         return;
       }
-      const asked = work(transaction.objectStore(table));
+      let asked: IDBRequest<T>;
+      try {
+        asked = work(transaction.objectStore(table));
+      } catch (error) {
+        reject(failure(error));
+        return;
+      }
       transaction.oncomplete = () => resolve(asked.result);
       transaction.onerror = () => reject(failure(transaction.error ?? asked.error));
       transaction.onabort = () => reject(failure(transaction.error ?? asked.error));

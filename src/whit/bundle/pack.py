@@ -209,11 +209,10 @@ def _service_worker(about: Mapping[str, Any], digest: str) -> bytes:
     source = page_files()[WORKER].decode("utf-8")
     shell = ["./", MANIFEST, *(name for name in about["files"] if not name.endswith(".d.ts"))]
     for name, value in (("VERSION", digest[:16]), ("SHELL", shell)):
-        source, found = re.subn(
-            rf"^const {name} = .*;$", lambda _, n=name, v=value: f"const {n} = {json.dumps(v)};", source, flags=re.M
-        )
-        if found != 1:
+        found = re.search(rf"^const {name} = .*;$", source, re.M)
+        if found is None:
             raise BaseError(f"the page in the package is damaged ({WORKER} has no {name}): install whit again")
+        source = f"{source[: found.start()]}const {name} = {json.dumps(value)};{source[found.end() :]}"
     return source.encode("utf-8")
 
 
