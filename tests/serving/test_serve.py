@@ -471,7 +471,7 @@ def test_sigterm_lets_answers_end(base: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_description_holds(server: Server) -> None:
+def test_the_description_holds(server: Server, tmp_path: Path) -> None:
     """schemathesis, against the server's own description."""
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     del schemathesis
@@ -482,7 +482,7 @@ def test_the_description_holds(server: Server) -> None:
         [program, "run", f"{server.url}/openapi.json", "--max-examples", "8", "--phases", "examples,coverage,fuzzing",
          "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
          "unsupported_method", "--request-timeout", "30", "--seed", "1"],
-        capture_output=True, text=True, timeout=1200,
+        capture_output=True, text=True, timeout=1200, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
 

@@ -63,7 +63,9 @@ class Personal:
         if user not in self.users:
             return self.shared
         place = self.users.index(user)
-        return self.shared + weight(self.rows[place], self.shrinkage) * self.own[place]
+        own = np.float32(weight(self.rows[place], self.shrinkage)) * self.own[place]
+        vector: NDArray[np.float32] = (self.shared + own).astype(np.float32)
+        return vector
 
 
 def weight(rows: int, shrinkage: float) -> float:
