@@ -146,9 +146,11 @@ def fit(prompts: Sequence[str], weak: Sequence[bool], strong: Sequence[bool], *,
     chances = out_of_fold(X, y, seed=seed)
     w, s = np.asarray(weak, float), np.asarray(strong, float)
     curve, order = qualities(chances, w, s)
-    reached = np.flatnonzero(curve >= keep_quality * s.mean() - 1e-12)
-    count = int(reached[0]) if len(reached) else len(y)
     ranked = chances[order]
+    # Rows of the same chance go together, so that a threshold can only lie between different ones.
+    cuts = [0, *(np.flatnonzero(np.diff(ranked) > 0) + 1), len(y)]
+    enough = [int(cut) for cut in cuts if curve[cut] >= keep_quality * s.mean() - 1e-12]
+    count = enough[0] if enough else len(y)
     threshold = 0.0 if count == 0 else 1.0 if count == len(y) else float((ranked[count - 1] + ranked[count]) / 2)
     to_strong = chances < threshold if 0 < count < len(y) else np.full(len(y), count > 0)
     right = np.where(to_strong, s, w)

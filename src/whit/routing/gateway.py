@@ -60,8 +60,10 @@ class State:
         """Once its last request ended, close what it holds."""
         while self.users:
             await asyncio.sleep(0.05)
-        for each in (*self.rooms.values(), *self.wires.values()):
-            await each.close()
+        for room in self.rooms.values():
+            await room.close()
+        for wire in self.wires.values():
+            await wire.close()
 
 
 @dataclass

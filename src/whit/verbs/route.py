@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ def route(settings: RouteSettings, *, talk: Talk | None = None) -> Explanation |
     talk = talk or Talk(quiet=True)
     common.require_finite(settings)
     first, *rest = settings.words
+    verbs: dict[str, Callable[[Path, RouteSettings, Talk], Explanation | FitResult | Summary]]
     verbs = {"check": check, "fit": fit, "report": report}
     if first in verbs and not Path(first).is_file():
         if len(rest) != 1:
@@ -29,7 +31,8 @@ def route(settings: RouteSettings, *, talk: Talk | None = None) -> Explanation |
         return verbs[first](Path(rest[0]), settings, talk)
     if rest:
         raise UsageError(f"whit route takes one tiers.toml, or one of {', '.join(verbs)} first; not {first!r}")
-    return serve(Path(first), settings, talk)
+    serve(Path(first), settings, talk)
+    return None
 
 
 def serve(path: Path, settings: RouteSettings, talk: Talk) -> None:

@@ -68,8 +68,8 @@ class RemoteClient:
             delta = choice.get("delta")
             finish = choice.get("finish_reason") or finish
             if isinstance(delta, dict):
-                if isinstance(text := delta.get("content"), str) and text:
-                    yield Piece(text)
+                if isinstance(said := delta.get("content"), str) and said:
+                    yield Piece(said)
                 for at, tool in enumerate(_list(delta.get("tool_calls"))):
                     yield Piece(tool=_tool(tool.get("index", at), tool))
         if finish is None:
@@ -89,7 +89,8 @@ class RemoteClient:
             yield _end(_STOPS.get(str(found.get("stop_reason"))), found.get("usage"), "input_tokens", "output_tokens")
             return
         body["stream"] = True
-        finish, usage, ended = None, {}, False
+        finish, ended = None, False
+        usage: dict[str, Any] = {}
         async for event in self._wire.stream(self._clearance, "/v1/messages", headers, body, ask.seconds):
             kind, delta = event.get("type"), _dict(event.get("delta"))
             if kind == "error":
