@@ -89,6 +89,7 @@ def test_qr_codes_agree_with_segno(site: Site, visit: Callable[..., Any]) -> Non
             total = {10: 26, 92: 134}[length]
             assert not any(syndromes(words[0][:total], degree))
             assert not any(syndromes(words[1][:total], degree))  # and the check itself is right
+        other = segno.make(text, error="m" if length < 2000 else "l", mode="byte", micro=False)
         read = page.evaluate(
             """async ([text, matrix]) => {
                 const { decode, encode } = await import('./qr.js');

@@ -29,7 +29,7 @@ export function drawCurve(place, learning, chosen, steps) {
         drawing.append(node("polyline", { points: line(learning), class: "learning" }));
     if (chosen.length) {
         drawing.append(node("polyline", { points: line(chosen), class: "chosen" }));
-        drawing.append(node("text", { x: LEFT + 8, y: 20 }, "solid: rows learned from · dashed: rows set aside"));
+        drawing.append(node("text", { x: LEFT, y: HEIGHT - 6 }, "solid: rows learned from · dashed: rows set aside"));
     }
     place.replaceChildren(drawing);
 }

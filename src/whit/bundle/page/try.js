@@ -38,7 +38,9 @@ export function startTry(shell) {
     both.addEventListener("change", refresh);
     const outputs = { base: byId("try-base"), tuned: byId("try-tuned") };
     const figures = (id, answer) => {
-        const rate = answer.tokens > 1 ? (answer.tokens - 1) / Math.max(answer.seconds - answer.firstSeconds, 1e-3) : 0;
+        // A rate over a few hundredths of a second says nothing.
+        const took = answer.seconds - answer.firstSeconds;
+        const rate = answer.tokens > 1 && took > 0.05 ? (answer.tokens - 1) / took : 0;
         const why = { end: "", stop: "", length: ", as long as it may be", cancelled: ", stopped" }[answer.reason];
         byId(id).textContent = `${answer.tokens} tokens${rate ? `, ${rate.toFixed(0)} a second` : ""}, first after ${answer.firstSeconds.toFixed(2)} s${why}`;
     };
