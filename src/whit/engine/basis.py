@@ -79,6 +79,11 @@ def convert_basis(path: str | Path) -> bytes:
         raise BaseError(damaged) from error
 
 
+def fingerprint_of(content: bytes) -> str:
+    """The fingerprint of a basis in the engine's form, 64 hex characters."""
+    return content[48:80].hex()
+
+
 def _assemble(rank: int, base: str, fingerprint: str, count: int, body: bytes) -> bytes:
     fingerprints = bytes.fromhex(base), bytes.fromhex(fingerprint)
     return _HEADER.pack(MAGIC, rank, count, *fingerprints, zlib.crc32(body)) + body

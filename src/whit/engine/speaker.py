@@ -58,15 +58,17 @@ class Speaker:
             except OSError as error:
                 raise AdapterError(f"{file}: cannot be read as an adapter ({error.strerror})") from error
         held = compact.unpack(content)
-        self.engine.add_basis(self._basis(held.base, held.spec.rank))
+        self.engine.add_basis(self._basis(held.base, held.basis, held.spec.rank))
         return self.engine.read_adapter(content)
 
-    def _basis(self, base: str, rank: int) -> bytes:
+    def _basis(self, base: str, basis: str, rank: int) -> bytes:
         from whit.bases.cache import cache_folder
-        from whit.engine.basis import convert_basis, write_basis
+        from whit.engine.basis import convert_basis, fingerprint_of, write_basis
 
         for kept in sorted((cache_folder() / "basis").glob(f"{base}*/basis-*-r{rank}.safetensors")):
-            return convert_basis(kept)
+            content = convert_basis(kept)
+            if fingerprint_of(content).startswith(basis):  # another version of whit may have left another
+                return content
         from whit.adapters.basis import basis_of
         from whit.bases import load_base
 
