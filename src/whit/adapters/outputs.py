@@ -33,7 +33,7 @@ def module_outputs(base: Base, modules: Sequence[str]) -> dict[str, tuple[torch.
 
     if base.dtype != "float32":
         base = load_base(base.path, dtype="float32")
-    decoder = base.model.get_decoder()
+    decoder: Any = base.model.get_decoder()
     text = (resources.files("whit.adapters") / TEXT).read_text(encoding="utf-8")
     ids = base.encode(text)[: min(TOKENS, base.context)]
     tokens = torch.tensor([ids], device=base.model.device)
@@ -51,20 +51,21 @@ def module_outputs(base: Base, modules: Sequence[str]) -> dict[str, tuple[torch.
         for name in modules:
             hook = base.model.get_submodule(name).register_forward_hook(keeper(name))
             stack.callback(hook.remove)
-        start = decoder.get_input_embeddings()(tokens).double()
+        embed: Any = decoder.get_input_embeddings()
+        start = embed(tokens).double()
         decoder(inputs_embeds=start, use_cache=False)
     return {name: (found[name], _weight(base.model.get_submodule(name))) for name in modules}
 
 
 def _weight(module: nn.Module) -> torch.Tensor:
     """The matrix of a linear layer, adapted or not."""
-    bare = getattr(module, "linear", None) or getattr(module, "base_layer", None) or module
+    bare: Any = getattr(module, "linear", None) or getattr(module, "base_layer", None) or module
     weight: torch.Tensor = bare.weight.detach().cpu()
     return weight
 
 
 @contextlib.contextmanager
-def _wide(decoder: nn.Module) -> Iterator[None]:
+def _wide(decoder: Any) -> Iterator[None]:
     """A block in which the decoder computes in float64; only the layer at work is held so wide."""
     undo: list[Callable[[], object]] = []
     narrow: dict[nn.Module, list[tuple[nn.Parameter, torch.Tensor]]] = {}
@@ -104,7 +105,7 @@ def _replace(module: nn.Module, forward: Callable[..., Any] | None) -> Callable[
 
 def _norm(module: nn.Module) -> Callable[..., Any] | None:
     """The norm without transformers' step down to float32; None for one that is not known."""
-    weight = getattr(module, "weight", None)
+    weight: torch.Tensor | None = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if weight is None or eps is None:
         return None
@@ -114,7 +115,8 @@ def _norm(module: nn.Module) -> Callable[..., Any] | None:
 
         def forward(x: torch.Tensor, shift: float = shift) -> torch.Tensor:
             scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-            return scaled * (module.weight.to(x.dtype) + shift)
+            now: torch.Tensor = module.weight  # type: ignore[assignment]  # widened since
+            return scaled * (now.to(x.dtype) + shift)
 
         if torch.allclose(forward(probe), expected, rtol=1e-4, atol=1e-5):
             return forward
