@@ -147,10 +147,10 @@ def test_the_version_is_the_packages(whit: Whit) -> None:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The settings that the verb `train` was called with; it does nothing else."""
-    from whit.verbs import train
+    from whit.verbs import personal
 
     calls: list[Any] = []
-    monkeypatch.setattr(train, "train", lambda settings, talk: calls.append(settings))
+    monkeypatch.setattr(personal, "command", lambda settings, talk: calls.append(settings))
     return calls
 
 

@@ -64,7 +64,7 @@ def options(base: Path) -> Callable[[str], dict[str, Any]]:
     def of(kind: str) -> dict[str, Any]:
         common: dict[str, Any] = {"base": str(base), "dtype": "float32", "instruction": "card or cash?", "batch": 8}
         if kind == "lora":
-            return {**common, "kind": kind, "rank": 8, "learning_rate": 5e-3, "epochs": 4.0, "evaluations": 3}
+            return {**common, "kind": kind, "rank": 8, "learning_rate": 5e-3, "epochs": 6.0, "evaluations": 3}
         return {**common, "kind": kind, "learning_rate": 0.05, "epochs": 1.0, "evaluations": 2}
 
     return of

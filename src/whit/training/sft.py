@@ -29,7 +29,7 @@ from whit.training.batching import Batch, collate, order, steps_in
 from whit.training.checkpoint import load_checkpoint, save_checkpoint
 from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
 
-_AVERAGE = 0.95  # what is scored and kept is a running mean of the numbers, over about twenty steps (Polyak)
+_AVERAGE = 20  # steps, or a tenth of a shorter run, that the mean of the numbers which is scored and kept goes over
 _SHARED_PREFIX = 8  # tokens; a shorter one is not worth a pass of its own
 LEARNING_RATES = {
     ("xs", "adam"): 2.5e-2,
@@ -169,6 +169,7 @@ class _Run:
         self.curve: list[Point] = []
         self.best: Point | None = None
         self.best_parameters: list[torch.Tensor] = []
+        self.memory = 1 - 1 / max(1.0, min(_AVERAGE, self.steps / 10))
         self.sums = [torch.zeros_like(parameter) for parameter in bound.parameters()]
         self.losses: list[float] = []
         self.epoch_order: tuple[int, list[list[int]]] | None = None
@@ -236,7 +237,7 @@ class _Run:
         self.torn = True
         self.optimizer.step(rate, torch.cat(gradients) if gradients else None)
         for held, parameter in zip(self.sums, self.bound.parameters(), strict=True):
-            held.mul_(_AVERAGE).add_(parameter.detach(), alpha=1 - _AVERAGE)
+            held.mul_(self.memory).add_(parameter.detach(), alpha=1 - self.memory)
         self.step += 1
         self.losses.append(total)
         self.tokens += sum(part.size for part in parts)
@@ -283,7 +284,7 @@ class _Run:
 
     def _evaluate(self, began: float) -> None:
         self.exact = exact = [parameter.detach().clone() for parameter in self.bound.parameters()]
-        share = 1 - _AVERAGE**self.step
+        share = 1 - self.memory**self.step
         mean = [held / share for held in self.sums] if self.step else exact
         try:
             # What is scored is what would be stored: the mean, rounded to its number type.
