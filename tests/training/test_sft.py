@@ -109,6 +109,24 @@ def test_a_shared_prefix_is_computed_once_with_the_same_result(
         torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_kept_is_the_mean_of_the_last_steps(base: Base, tune: Tune, encode: Encode) -> None:
+    bound, seen = tune("xs"), list[torch.Tensor]()
+    assert isinstance(bound, BoundVector)
+    v = bound.v
+
+    def watch(progress: Progress) -> None:
+        if progress.step > len(seen):
+            seen.append(v.detach().clone())
+
+    done = train(base, bound, encode(8), replace(PLAN, epochs=20.0, batch=4, patience=99), constant(), watch=watch)
+    assert done.best.step == done.steps == len(seen) == 40
+    weights = [(1 - 1 / 4) ** (39 - step) for step in range(40)]  # a tenth of 40 steps
+    mean = sum(weight * each for weight, each in zip(weights, seen, strict=True)) / sum(weights)
+    kept = torch.from_numpy(done.adapter.vector)
+    torch.testing.assert_close(kept, mean, rtol=1e-2, atol=1e-5)
+    assert float((kept - mean).norm()) < 0.2 * float((kept - seen[-1]).norm())
+
+
 def test_the_mean_of_the_rows_gradients_is_the_batchs(base: Base, tune: Tune, encode: Encode) -> None:
     bound, rows = tune("xs"), encode(5)
     assert isinstance(bound, BoundVector)
