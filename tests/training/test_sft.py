@@ -85,11 +85,15 @@ def test_padding_changes_nothing(base: Base, encode: Encode) -> None:
 
 
 @pytest.mark.parametrize("kind", ["xs", "tiny", "lora"])
+@pytest.mark.parametrize("packed", [True, False])
 def test_a_shared_prefix_is_computed_once_with_the_same_result(
-    base: Base, tune: Tune, encode: Encode, kind: str
+    base: Base, tune: Tune, encode: Encode, monkeypatch: pytest.MonkeyPatch, kind: str, packed: bool
 ) -> None:
+    if not packed:
+        monkeypatch.setattr(sft, "_PACKED", 0)
     system = encode(1)[0].prompt_ids[:1] * 3 + list(range(20, 40))
     rows = [replace(row, prompt_ids=[*system, *row.prompt_ids]) for row in encode(6)]
+    rows[2] = replace(rows[2], completion_ids=[7, 8, 9, *rows[2].completion_ids])
     bound, batch = tune(kind), collate(rows)
     with torch.no_grad():
         for parameter in bound.parameters():
@@ -104,7 +108,9 @@ def test_a_shared_prefix_is_computed_once_with_the_same_result(
             gradients = torch.autograd.grad(losses.sum(), bound.parameters())
         found.append([losses.detach(), *gradients])
     count.remove()
-    assert passed == [batch.prefix, (batch.tokens.shape[1] - batch.prefix) * 6, batch.tokens.numel()]
+    own = sum(len(row.prompt_ids) + len(row.completion_ids) - 1 - batch.prefix for row in rows)
+    once = [batch.prefix + own] if packed else [batch.prefix, (batch.tokens.shape[1] - batch.prefix) * 6]
+    assert passed == [*once, batch.tokens.numel()]
     for shared, alone in zip(*found, strict=True):
         torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-5)
 

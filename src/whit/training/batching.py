@@ -61,6 +61,37 @@ def collate(rows: Sequence[Encoded]) -> Batch:
     return Batch(tokens, torch.tensor(at), torch.tensor(wanted), tuple(row.row.id for row in rows), prefix)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A batch as one sequence, the shared prefix first and then each row's own tokens, without padding.
+
+    `tokens` and `positions` (1, length); `mask` (1, 1, length, length), True where a token (third axis) sees another
+    (fourth): the prefix, and what came before in its own row; `at` (targets,) as in `Batch`, along the one sequence.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor
+    at: torch.Tensor
+
+
+def pack(batch: Batch) -> Packed:
+    """The batch as one sequence, for rows that share an adapter: a prefix that they share is there once."""
+    places = torch.arange(batch.tokens.shape[1])
+    ends = torch.zeros(len(batch.rows), dtype=torch.long).scatter_reduce_(0, batch.at[:, 0], batch.at[:, 1] + 1, "amax")
+    own = (places >= batch.prefix) & (places < ends[:, None])  # (rows, width)
+    row_of, place_of = own.nonzero(as_tuple=True)
+    head = torch.arange(batch.prefix)
+    positions = torch.cat([head, place_of])
+    segments = torch.cat([torch.full_like(head, -1), row_of])
+    sees = (segments[None] == segments[:, None]) | (segments[None] == -1)
+    mask = sees & torch.ones(len(segments), len(segments), dtype=torch.bool).tril()
+    starts = batch.prefix + torch.cumsum(ends - batch.prefix, 0) - (ends - batch.prefix)
+    at = starts[batch.at[:, 0]] + batch.at[:, 1] - batch.prefix
+    tokens = torch.cat([batch.tokens[0, : batch.prefix], batch.tokens[row_of, place_of]])
+    return Packed(tokens[None], positions[None], mask[None, None], at)
+
+
 def steps_in(rows: int, batch: int, epochs: float) -> int:
     """How many steps `epochs` passes over `rows` rows take."""
     return max(1, round(math.ceil(rows / batch) * epochs))

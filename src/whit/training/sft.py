@@ -25,11 +25,12 @@ from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import Interrupted, TrainingError, UsageError
 from whit.evaluation.decoding import decoder_of, window_of
-from whit.training.batching import Batch, collate, order, steps_in
+from whit.training.batching import Batch, collate, order, pack, steps_in
 from whit.training.checkpoint import load_checkpoint, save_checkpoint
 from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
 
 _AVERAGE = 20  # steps, or a tenth of a shorter run, that the mean of the numbers which is scored and kept goes over
+_PACKED = 1024  # tokens; one sequence of more would spend its time on attention between rows that is masked out
 _SHARED_PREFIX = 8  # tokens; a shorter one is not worth a pass of its own
 LEARNING_RATES = {
     ("xs", "adam"): 2.5e-2,
@@ -108,19 +109,35 @@ def loss_of(base: Base, batch: Batch) -> torch.Tensor:
     computed once, forward and backward; whoever gives every row an adapter of its own asks for `unshared(batch)`.
     """
     device = base.model.device
-    decoder, tokens, at, cache = decoder_of(base.model), batch.tokens.to(device), batch.at.to(device), None
+    decoder, at = decoder_of(base.model), batch.at.to(device)
     window = window_of(base.model.config)
-    if batch.prefix >= _SHARED_PREFIX and len(tokens) > 1 and (window is None or tokens.shape[1] <= window):
-        one = decoder(input_ids=tokens[:1, : batch.prefix], use_cache=True, past_key_values=DynamicCache())
-        cache = DynamicCache()
-        for place, layer in enumerate(one.past_key_values.layers):
-            wide = len(tokens), -1, -1, -1
-            cache.update(layer.keys.expand(wide), layer.values.expand(wide), place)
-        tokens, at = tokens[:, batch.prefix :], at - at.new_tensor([0, batch.prefix])
-    hidden = decoder(
-        input_ids=tokens, attention_mask=None, use_cache=cache is not None, past_key_values=cache
-    ).last_hidden_state
-    logits = base.model.get_output_embeddings()(hidden[at[:, 0], at[:, 1]])
+    shared = batch.prefix >= _SHARED_PREFIX and len(batch.rows) > 1
+    if not shared or (window is not None and batch.tokens.shape[1] > window):
+        hidden = decoder(input_ids=batch.tokens.to(device), attention_mask=None, use_cache=False).last_hidden_state
+        wanted = hidden[at[:, 0], at[:, 1]]
+    else:
+        packed = pack(batch)
+        if packed.tokens.shape[1] <= _PACKED:
+            mask = packed.mask.to(device)
+            hidden = decoder(
+                input_ids=packed.tokens.to(device),
+                position_ids=packed.positions.to(device),
+                attention_mask=mask if window is None else {"full_attention": mask, "sliding_attention": mask},
+                use_cache=False,
+            ).last_hidden_state
+            wanted = hidden[0, packed.at.to(device)]
+        else:
+            tokens, cache = batch.tokens.to(device), DynamicCache()
+            one = decoder(input_ids=tokens[:1, : batch.prefix], use_cache=True, past_key_values=DynamicCache())
+            for place, layer in enumerate(one.past_key_values.layers):
+                wide = len(tokens), -1, -1, -1
+                cache.update(layer.keys.expand(wide), layer.values.expand(wide), place)
+            tokens = tokens[:, batch.prefix :]
+            hidden = decoder(
+                input_ids=tokens, attention_mask=None, use_cache=True, past_key_values=cache
+            ).last_hidden_state
+            wanted = hidden[at[:, 0], at[:, 1] - batch.prefix]
+    logits = base.model.get_output_embeddings()(wanted)
     return F.cross_entropy(logits.float(), batch.wanted.to(device), reduction="none")
 
 
