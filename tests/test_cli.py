@@ -339,6 +339,18 @@ def test_run_compare_check_bases_export_print_theirs(whit: Whit, place: Path, ad
     assert found["checked"] and found["largest_difference"] <= found["tolerance"]
 
 
+def test_export_and_import_give_the_same_numbers_back(whit: Whit, adapter: Path, tmp_path: Path) -> None:
+    whit("export", adapter, tmp_path / "peft", "--to", "peft")
+    base = document(whit("show", adapter, "--json"))["card"]["base"]
+    found = document(whit("import", tmp_path / "peft", tmp_path / "back", "--base", base, "--json"))
+    assert set(found) == documented("import")
+    assert found["checked"] and found["largest_difference"] <= found["tolerance"]
+    before, after = (document(whit("show", each, "--json"))["text"] for each in (adapter, tmp_path / "back"))
+    assert before == after
+    refused = whit("import", tmp_path / "peft", tmp_path / "back", "--base", base)
+    assert refused.code == 2 and "is there already" in refused.err
+
+
 def test_stdout_has_only_the_answers(whit: Whit, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 

@@ -169,6 +169,16 @@ class ExportSettings:
 
 
 @dataclass(frozen=True)
+class ImportSettings:
+    """Options of `whit import`."""
+
+    folder: Path = argument("PEFT folder: a LoRA or a TinyLoRA, in safetensors.")
+    out: Path = argument("Folder to write.")
+    base: str = option("smollm2", "The base that it was trained on.")
+    check: bool = option(True, "Compare the logits with those of PEFT itself.")
+
+
+@dataclass(frozen=True)
 class BundleSettings:
     """Options of `whit bundle`."""
 
