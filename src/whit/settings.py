@@ -69,7 +69,7 @@ class TrainSettings(DataColumns):
     epochs: float | None = option(
         None, "Passes over the training rows (default: about 4,000 rows in all, 1 to 12).", least=0.01
     )
-    batch: int = option(8, "Rows in a step.", least=1)
+    batch: int = option(4, "Rows in a step.", least=1)
     accumulate: int = option(1, "Parts a step is computed in, to save memory.", least=1)
     learning_rate: float | None = option(None, "Peak learning rate (default: by kind and optimiser).")
     warmup: float = option(0.1, "Share of the steps in which the learning rate rises.", least=0.0, most=1.0)

@@ -33,7 +33,7 @@ _AVERAGE = 20  # steps, or a tenth of a shorter run, that the mean of the number
 _PACKED = 1024  # tokens; one sequence of more would spend its time on attention between rows that is masked out
 _SHARED_PREFIX = 8  # tokens; a shorter one is not worth a pass of its own
 LEARNING_RATES = {
-    ("xs", "adam"): 2.5e-2,
+    ("xs", "adam"): 3.5e-2,
     ("tiny", "adam"): 2.5e-2,
     ("lora", "adam"): 5e-4,
     ("xs", "natural"): 0.1,
