@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 TESTS ?= tests
 MARK = $(if $(filter-out 0 false,$(CI)$(SLOW)),,-m "not slow")
 
-.PHONY: help install try test lint types docs docs-check engine check bench dev clean
+.PHONY: help install try test lint types docs docs-check engine page check bench dev clean
 
 help:
 	@sed -n '3,/^$$/s/^# \{0,1\}//p' Makefile
@@ -47,8 +47,12 @@ engine:
 	@if command -v cargo >/dev/null; then set -x; scripts/build-engine --test; \
 	else echo "no cargo here: the engine's native tests are left out"; fi
 
+page:
+	@if command -v npm >/dev/null; then set -x; (cd web && npm ci --prefer-offline --no-audit --no-fund) && scripts/build-page --check; \
+	else echo "no npm here: the page is not compared with what its TypeScript compiles to"; fi
+
 # The tests come last, so that their closing line is the last.
-check: lint types docs-check engine test
+check: lint types docs-check engine page test
 
 bench: dev
 	@for each in benchmarks/*.py; do echo "+ python $$each" && python $$each || exit; done
