@@ -69,12 +69,13 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
     base = common.open_base(special.base_name(settings.base), dtype=settings.dtype, threads=settings.threads, talk=talk)
 
     from whit.evaluation.proof import Examiner, longest_answer, null_adapter
-    from whit.evaluation.scoring import make_scorer, restore_scorer
+    from whit.evaluation.scoring import restore_scorer
     from whit.evaluation.verdict import compare
+    from whit.rewards.terms import named_scorer
 
     card = special.card
     if settings.score or card is None or not card.scorer:
-        scorer = make_scorer(settings.score or "auto", fresh)
+        scorer = named_scorer(settings.score or "auto", fresh)
     else:
         scorer = restore_scorer(card.scorer)
     instruction = settings.instruction or (card.instruction if card else "") or None
