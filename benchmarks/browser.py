@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from common import open_base, report, tell
 from tab import WLLAMA, Bench, Tab, bench
 from twin import Twin
 
-from whit.bases import Base
 from whit.data.rows import Turn, read_rows
+from whit.engine.speaker import Speaker
 
 TICKETS = Path(__file__).resolve().parent.parent / "examples" / "tickets.jsonl"
 STORY = "Tell me a long story of {} brothers who leave home."
@@ -45,14 +46,24 @@ const look = setInterval(() => {
 """
 
 
-def rendered(base: Base, prompt: str) -> str:
-    return base.template.render([Turn("user", prompt)])
+class Words:
+    """A base's template and tokens through the engine: no model is loaded beside the one in the tab."""
+
+    def __init__(self, base: str) -> None:
+        speaker = Speaker(base)
+        self.name, self.template, self._engine = base, speaker.template, speaker.engine
+
+    def render(self, prompt: str) -> str:
+        return self.template.render([Turn("user", prompt)])
+
+    def count(self, prompt: str) -> int:
+        return len(self._engine.encode(self.render(prompt)))
 
 
-def of_length(base: Base, tokens: int, number: int) -> str:
+def of_length(base: Words, tokens: int, number: int) -> str:
     """A prompt that is `tokens` long with what the template adds (one or two more at most)."""
     words, found = (WORDS * (tokens // 8 + 1)).split(), f"{number}."
-    while len(base.encode(rendered(base, found))) < tokens and words:
+    while base.count(found) < tokens and words:
         found += " " + words.pop(0)
     return found
 
@@ -60,14 +71,14 @@ def of_length(base: Base, tokens: int, number: int) -> str:
 Ask = Callable[[str, int, int], tuple[Any, float, float]]
 
 
-def measured(base: Base, sides: dict[str, Ask], options: Any) -> dict[str, Any]:
+def measured(base: Words, sides: dict[str, Ask], options: Any) -> dict[str, Any]:
     """Prefill and decode of each side, round by round in turns: the median rate, and it divided by the cores had."""
     found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for number in range(options.rounds + 1):
         long, short = of_length(base, options.prompt, number), STORY.format(number + 2)
         for side, ask in sides.items():
             for kind, prompt, most in (("prefill", long, 1), ("decode", short, options.most)):
-                answer, seconds, used = ask(prompt, most, len(base.encode(rendered(base, prompt))))
+                answer, seconds, used = ask(prompt, most, base.count(prompt))
                 if number:  # the first round warms the compiler up
                     found.setdefault((side, kind), []).append((answer[kind], seconds, used))
         tell(f"round {number} of {options.rounds}")
@@ -84,13 +95,13 @@ def whit_side(tab: Tab) -> Ask:
     return lambda prompt, most, tokens: tab.timed("askWhit", prompt, most, tokens)
 
 
-def peer_side(tab: Tab, base: Base) -> Ask:
-    return lambda prompt, most, tokens: tab.timed("askPeer", rendered(base, prompt), most)
+def peer_side(tab: Tab, base: Words) -> Ask:
+    return lambda prompt, most, tokens: tab.timed("askPeer", base.render(prompt), most, tokens)
 
 
 def speed(place: Bench, options: Any) -> list[dict[str, Any]]:
     """SmolLM2: decode and prefill, against wllama with one thread and (with isolation headers) with two."""
-    base = open_base("smollm2")
+    base = Words("smollm2")
     made = place.bundle("smollm2")
     model = f"/page/{json.loads((made / 'bundle.json').read_text())['base']['file']}"
     place.peer()
@@ -119,7 +130,7 @@ def small(place: Bench, options: Any) -> list[dict[str, Any]]:
     """The built-in bases: decode and prefill, and the first token of a cached page after a reload."""
     rows = []
     for name in options.bases:
-        base = open_base(name)
+        base = Words(name)
         place.bundle(name)
         tab = place.tab()
         opened = tab.call("openWhit")
@@ -156,7 +167,7 @@ def size(place: Bench, options: Any) -> list[dict[str, Any]]:
 
 def memory(place: Bench, options: Any) -> list[dict[str, Any]]:
     """What a tab with SmolLM2 holds after an answer, whit's and wllama's."""
-    base = open_base("smollm2")
+    base = Words("smollm2")
     made = place.bundle("smollm2")
     model = f"/page/{json.loads((made / 'bundle.json').read_text())['base']['file']}"
     place.peer()
@@ -164,7 +175,7 @@ def memory(place: Bench, options: Any) -> list[dict[str, Any]]:
     tab.call("openWhit")
     tab.call("askWhit", STORY.format(3), options.most, 1)
     peer.call("openPeer", model, 1)
-    peer.call("askPeer", rendered(base, STORY.format(3)), options.most)
+    peer.call("askPeer", base.render(STORY.format(3)), options.most, 1)
     engine, ours, theirs = tab.call("memory"), tab.memory(), peer.memory()
     about = {"part": "memory", "base": base.name, "engine_mb": round(engine / 1e6), "tab_mb": round(ours / 1e6)}
     return [{**about, "wllama_tab_mb": round(theirs / 1e6), "ratio": round(ours / theirs, 2)}]
@@ -193,9 +204,10 @@ def teach(place: Bench, options: Any) -> list[dict[str, Any]]:
     tell(f"in Python: {python['seconds']:.1f} s, {python['cores']:.2f} cores")
     in_page = [example["tuned"] for example in taught["examples"]]
     crossed = [
-        text.strip() for text in tab.call("answers", list(python["file"]), [row.prompt for row in test], alone.most)
+        text.strip()
+        for text in tab.call("answers", b64encode(python["file"]).decode(), [row.prompt for row in test], alone.most)
     ]
-    back = alone.answers(bytes(taught["file"]))
+    back = alone.answers(b64decode(taught["file"]))
     bare = [example["base"] for example in taught["examples"]]
     about = {"part": "teach", "base": name, "rows": len(rows), "learned": len(learned), "held_out": len(test)}
     return [
@@ -300,7 +312,7 @@ def parity(place: Bench, options: Any) -> list[dict[str, Any]]:
         same, cosines = 0, []
         prompts = read_rows(TICKETS, limit=options.prompts)
         for row in prompts:
-            prompt = engine.encode(rendered(base, row.prompt))
+            prompt = engine.encode(base.template.render(row.turns))
             answer = engine.ask(prompt, most=64, ends=list(base.stop_ids))
             while not answer.done:
                 advance([answer])

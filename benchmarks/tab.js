@@ -3,6 +3,17 @@
 let whit;
 let peer;
 
+// Files cross between the tab and Python as base64.
+function pack(bytes) {
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 32768) text += String.fromCharCode(...bytes.subarray(at, at + 32768));
+  return btoa(text);
+}
+
+function unpack(text) {
+  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+}
+
 export async function openWhit() {
   const { load } = await import("/page/whit.js");
   whit = await load();
@@ -23,10 +34,21 @@ export async function openPeer(model, threads) {
   return { threads: peer.getNumThreads(), multi: peer.isMultithread() };
 }
 
-/** Rates as llama.cpp itself counts them. */
-export async function askPeer(text, most) {
-  const { timings, usage } = await peer.createCompletion({ prompt: text, max_tokens: most, temperature: 0, stream: false });
-  return { prefill: timings.prompt_per_second, tokens: usage.completion_tokens, decode: timings.predicted_per_second };
+/** Rates as llama.cpp itself counts them, else by the clock as the pieces come. */
+export async function askPeer(text, most, promptTokens) {
+  const began = performance.now();
+  let first = 0;
+  let tokens = 0;
+  let timings = null;
+  const onData = (chunk) => {
+    first ||= performance.now();
+    tokens += chunk.choices?.[0]?.text ? 1 : 0;
+    timings = chunk.timings ?? timings;
+  };
+  await peer.createCompletion({ prompt: text, max_tokens: most, temperature: 0, stream: true, onData });
+  if (timings) return { prefill: timings.prompt_per_second, tokens: timings.predicted_n, decode: timings.predicted_per_second };
+  const after = performance.now() - first;
+  return { prefill: (1000 * promptTokens) / (first - began), tokens, decode: (1000 * (tokens - 1)) / Math.max(after, 1) };
 }
 
 export function memory() {
@@ -41,12 +63,12 @@ export async function teach(rows) {
   const { seconds, steps, examples } = await whit.train(rows, { name: "mine" }).done;
   const whole = (performance.now() - began) / 1000;
   const { content } = await whit.export("mine");
-  return { seconds, whole, steps, examples, file: Array.from(content), train: parts.train.map((row) => row.place - 1) };
+  return { seconds, whole, steps, examples, file: pack(content), train: parts.train.map((row) => row.place - 1) };
 }
 
 /** Answers of an adapter made elsewhere, one prompt after the other. */
 export async function answers(file, prompts, most) {
-  await whit.add("theirs", Uint8Array.from(file));
+  await whit.add("theirs", unpack(file));
   const found = [];
   for (const prompt of prompts) {
     found.push((await whit.generate(prompt, { adapter: "theirs", most, instruction: "" }).done).text);
