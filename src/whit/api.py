@@ -32,9 +32,18 @@ _SILENT = Talk(quiet=True)
 
 def train(data: str | Path, *, talk: Talk = _SILENT, **more: Any) -> TrainResult:
     """Train an adapter and prove what it does. Options as in `whit.settings.TrainSettings`."""
-    from whit.verbs.train import train as verb
+    from whit.verbs.train import train as plain
 
-    return verb(_settings(options.TrainSettings, data=Path(data), **more), talk=talk)
+    settings = _settings(options.TrainSettings, data=Path(data), **more)
+    if settings.kind == "auto":
+        from whit.verbs.ladder import train_auto
+
+        return train_auto(settings, talk=talk)
+    if settings.reward:
+        from whit.verbs.reward import train_reward
+
+        return train_reward(settings, talk=talk)
+    return plain(settings, talk=talk)
 
 
 def evaluate(adapter: str | Path, data: str | Path, *, talk: Talk = _SILENT, **more: Any) -> EvalResult:

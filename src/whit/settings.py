@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_BASE = "smollm2"
-KINDS = ("xs", "tiny", "lora")
-OPTIMIZERS = ("adam", "natural")
+KINDS = ("xs", "tiny", "lora", "auto")
+BY_REWARD = ("grpo", "dr-grpo", "es", "cma")
+OPTIMIZERS = ("adam", "natural", *BY_REWARD)
 DTYPES = ("auto", "float32", "bfloat16")
 ENGINES = ("torch", "wasm")
 NUMBER_TYPES = ("bfloat16", "float16", "float32")
@@ -41,7 +42,10 @@ class DataColumns:
 class TrainSettings(DataColumns):
     """Options of `whit train`."""
 
-    data: Path = argument("Rows to learn from: JSONL, CSV, Parquet or a datasets folder.")
+    data: Path = argument(
+        "Rows to learn from: JSONL, CSV, Parquet or a datasets folder (with --reward gym:NAME they are generated).",
+        optional=True,
+    )
     base: str = option(
         DEFAULT_BASE, "The model to specialise: a name of `whit bases`, a .gguf file, a folder or a hub id."
     )
@@ -49,7 +53,10 @@ class TrainSettings(DataColumns):
     instruction: str | None = option(None, "What the base is told before every row.")
     per: str | None = option(None, "Train a vector for each value of this column (a user, say), all in one run.")
     kind: str | None = option(
-        None, "Kind of adapter; by default lora for the small built-in bases and xs for others.", choices=KINDS
+        None,
+        "Kind of adapter; by default lora for the small built-in bases and xs for others. auto tries sizes and keeps "
+        "the smallest that is not separably worse than the best.",
+        choices=KINDS,
     )
     rank: int | None = option(None, "Rank r of the adapter (default: xs and tiny 2, lora 8).", least=1, most=64)
     numbers: int | None = option(None, "How many numbers to train, exactly (makes the kind `tiny`).", least=1)
@@ -72,10 +79,26 @@ class TrainSettings(DataColumns):
     batch: int = option(4, "Rows in a step.", least=1)
     accumulate: int = option(1, "Parts a step is computed in, to save memory.", least=1)
     learning_rate: float | None = option(None, "Peak learning rate (default: by kind and optimiser).")
-    warmup: float = option(0.1, "Share of the steps in which the learning rate rises.", least=0.0, most=1.0)
+    warmup: float = option(0.03, "Share of the steps in which the learning rate rises.", least=0.0, most=1.0)
     optimizer: str = option(
-        "adam", "adam, or natural: full-matrix natural gradient (vector adapters).", choices=OPTIMIZERS
+        "adam",
+        "adam, or natural: full-matrix natural gradient (vector adapters). With --reward: grpo (its default), dr-grpo, "
+        "or by forward passes alone es or cma (vector adapters).",
+        choices=OPTIMIZERS,
     )
+    reward: tuple[str, ...] = option(
+        (),
+        "Train by reward: exact, numeric, label, json[:SCHEMA.json], regex:PATTERN, gym:NAME[,KEY=VALUE…] or "
+        "module:function. Several are summed, each as WEIGHT*REWARD; the first is the skill that is proved.",
+        many=True,
+    )
+    format_weight: float = option(0.0, "--reward: what keeping the format adds to it.", least=0.0)
+    reward_seconds: float = option(5.0, "--reward: what a function may take for one answer.", least=0.1)
+    samples: int = option(8, "grpo: answers drawn to each prompt.", least=2)
+    updates: int = option(1, "grpo: steps taken from the same answers.", least=1)
+    population: int = option(32, "es, cma: candidates in a step, all in one batch.", least=2)
+    sigma: float = option(0.1, "es, cma: size of the noise.", least=0.000001)
+    warm_start: str | None = option(None, "--reward: begin from this adapter, of the same kind and size.")
     evaluations: int = option(8, "How often the validation rows are answered during training.", least=1)
     validation_rows: int = option(200, "At most this many validation rows are answered each time.", least=1)
     patience: int = option(4, "Stop after this many evaluations without a better score.", least=1)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -28,11 +29,16 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: the most likely (temperature 0), or drawn from the top_p share."""
+    """How the next token is chosen: the most likely (temperature 0), or drawn from the top_p share.
+
+    `inverse` draws by one uniform number a token (Philox, keyed by seed and prompt), for all rows at once and from all
+    tokens: what training by reward samples with.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    inverse: bool = False
 
 
 GREEDY = Sampling()
@@ -146,11 +152,13 @@ class Decoder:
         sampling: Sampling = GREEDY,
         on_token: Callable[[int, int], None] | None = None,
         on_done: Callable[[int], None] | None = None,
+        on_stop: Callable[[int, int], None] | None = None,
     ) -> list[list[int]]:
         """The answer to each prompt as token ids, without the stop token; at most `most` tokens each.
 
-        `on_token(prompt, id)` is called for each new token, `on_done(answers so far)` after each batch. Raises
-        `DataError` for a prompt that leaves no room in the context.
+        `on_token(prompt, id)` is called for each new token, `on_stop(prompt, id)` for the stop token that ends an
+        answer, `on_done(answers so far)` after each batch. Raises `DataError` for a prompt that leaves no room in the
+        context.
         """
         for place, prompt in enumerate(prompts):
             if not prompt or len(prompt) + 1 > self.base.context:
@@ -164,6 +172,10 @@ class Decoder:
             for places in _batches([len(prompt) for prompt in prompts], len(prefix)):
                 rows = [list(prompts[place][len(prefix) :]) for place in places]
                 for row, token in self._decode(rows, places, len(prefix), cache, most, sampling):
+                    if token in self.base.stop_ids:
+                        if on_stop:
+                            on_stop(places[row], token)
+                        continue
                     found[places[row]].append(token)
                     if on_token:
                         on_token(places[row], token)
@@ -218,7 +230,9 @@ class Decoder:
         capacity = min(start + width + most, self.base.context)
         cache = prefix.repeat(len(rows), capacity) if prefix else RowCache(self._layers, capacity)
         tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-        draw = _Draw(sampling, places, device)
+        draw: Callable[[torch.Tensor, Sequence[int]], torch.Tensor] = (
+            _Inverse(sampling, places, most, device) if sampling.inverse else _Draw(sampling, places, device)
+        )
         live = list(range(len(rows)))
         with self._adapter(places):
             # Rows are padded on the right: causal attention never looks there, and decoding writes over it.
@@ -229,10 +243,9 @@ class Decoder:
             chosen = draw(self._head(hidden).float(), live)
             going = []
             for slot, token in enumerate(chosen.tolist()):
-                if token not in self.base.stop_ids:
-                    yield live[slot], token
-                    if int(at[slot]) < capacity:
-                        going.append(slot)
+                yield live[slot], token
+                if token not in self.base.stop_ids and int(at[slot]) < capacity:
+                    going.append(slot)
             if not going or step == most - 1:
                 return
             if len(going) < len(live):
@@ -291,6 +304,24 @@ class _Draw:
             for slot, row in enumerate(live)
         ]
         return torch.cat(drawn)
+
+
+class _Inverse:
+    """Chooses tokens by the inverse of the cumulative distribution; prompts have streams of their own."""
+
+    def __init__(self, sampling: Sampling, places: Sequence[int], most: int, device: torch.device) -> None:
+        self._temperature = sampling.temperature
+        streams = [np.random.Philox(key=np.array([sampling.seed, place], dtype=np.uint64)) for place in places]
+        drawn = np.stack([np.random.Generator(stream).random(most, dtype=np.float32) for stream in streams])
+        self._uniform = torch.from_numpy(drawn).to(device)
+        self._turn = 0
+
+    def __call__(self, logits: torch.Tensor, live: Sequence[int]) -> torch.Tensor:
+        sums = torch.softmax(logits / self._temperature, dim=-1).cumsum(dim=-1)
+        # Scaled by the last sum, which rounding keeps from being one.
+        at = self._uniform[list(live), self._turn][:, None] * sums[:, -1:]
+        self._turn += 1
+        return torch.searchsorted(sums, at, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 def decoder_of(model: Any) -> nn.Module:

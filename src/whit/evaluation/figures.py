@@ -85,7 +85,9 @@ def outcome(wins: int, both_right: int, both_wrong: int, losses: int) -> dict[st
     return {"svg": Markup(svg), "parts": dict(parts)}
 
 
-def curve(found: Sequence[tuple[int, float]], *, best: int | None, percent: bool) -> dict[str, Any] | None:
+def curve(
+    found: Sequence[tuple[int, float]], *, best: int | None, percent: bool, name: str | None = None
+) -> dict[str, Any] | None:
     """A line over steps, with the kept step marked; None where nothing finite is there to draw."""
     from markupsafe import Markup
 
@@ -117,7 +119,7 @@ def curve(found: Sequence[tuple[int, float]], *, best: int | None, percent: bool
     def show(value: float) -> str:
         return points(value) if percent else f"{value:.3g}"
 
-    name = "Validation score" if percent else "Training loss"
+    name = name or ("Validation score" if percent else "Training loss")
     said = f"{name} from {show(found[0][1])} at step {found[0][0]} to {show(found[-1][1])} at step {found[-1][0]}"
     if kept is not None:
         said += f"; kept: {show(kept)} at step {best}"
@@ -129,6 +131,46 @@ def curve(found: Sequence[tuple[int, float]], *, best: int | None, percent: bool
     steps = [(f"{round(first + share * (last - first)):,}", 100 * share) for share in (0, 0.5, 1)]
     table = [(step, show(value)) for step, value in _thin(found, 12)]
     return {"svg": Markup(svg), "ys": labels, "xs": steps, "said": said, "table": table}
+
+
+def sizes(found: Sequence[tuple[int, float, float, float]], *, kept: int) -> dict[str, Any] | None:
+    """Scores with their intervals, (bytes, score, low, high), over a logarithm of bytes; `kept` bytes is marked."""
+    from markupsafe import Markup
+
+    found = sorted(found)
+    if len(found) < 2:
+        return None
+    first, last = math.log10(found[0][0]), max(math.log10(found[-1][0]), math.log10(found[0][0]) + 0.1)
+    ticks = _ticks([value for _, *values in found for value in values], percent=True)
+    low, high = ticks[0], ticks[-1]
+
+    def across(size: int) -> float:
+        return 4 + 92 * (math.log10(size) - first) / (last - first)
+
+    def up(value: float) -> float:
+        return 100 - 100 * (value - low) / (high - low)
+
+    grid = "".join(f'<line class="grid" x1="0" x2="100" y1="{up(tick):.2f}" y2="{up(tick):.2f}"/>' for tick in ticks)
+    parts = []
+    for size, value, below, above in found:
+        x = f'x1="{across(size):.2f}" x2="{across(size):.2f}"'
+        parts.append(f'<line class="grid" {x} y1="{up(below):.2f}" y2="{up(above):.2f}"/>')
+        parts += [
+            f'<line class="{kind}" {x} y1="{up(value):.2f}" y2="{up(value):.2f}"/>'
+            for kind in (("dot-halo", "dot") if size == kept else ("dot",))
+        ]
+    path = " ".join(f"{across(size):.2f},{up(value):.2f}" for size, value, _, _ in found)
+    said = "Score against bytes: " + "; ".join(
+        f"{size:,} bytes {points(value)} ({points(below)} to {points(above)})" for size, value, below, above in found
+    )
+    svg = (
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{said}; kept: {kept:,} bytes">'
+        f'{grid}<polyline class="line" points="{path}"/>{"".join(parts)}</svg>'
+    )
+    labels = [(f"{100 * tick:.0f}", up(tick)) for tick in ticks]
+    ends = [(f"{size:,}", across(size)) for size in (found[0][0], found[-1][0])]
+    table = [(size, f"{points(value)} ({points(below)} to {points(above)})") for size, value, below, above in found]
+    return {"svg": Markup(svg), "ys": labels, "xs": ends, "said": said, "table": table, "head": "bytes"}
 
 
 def _thin(found: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:

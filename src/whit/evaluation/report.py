@@ -80,6 +80,15 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Extra:
+    """A section of its own: words, and figures as `whit.evaluation.figures` makes them, each with its title."""
+
+    title: str
+    words: str
+    plots: Sequence[tuple[str, dict[str, Any]]] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows. `others` are shown between base and adapter, in their order.
 
@@ -95,6 +104,7 @@ class Report:
     curve: Sequence[Point] = ()
     best_step: int | None = None
     remarks: Sequence[str] = ()
+    extras: Sequence[Extra] = ()
 
     def __post_init__(self) -> None:
         if self.card.result is None or not self.rows:

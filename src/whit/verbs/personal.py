@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whit.errors import DataError, UsageError
-from whit.settings import TrainSettings
+from whit.settings import BY_REWARD, TrainSettings
 from whit.talk import Talk
 from whit.verbs import common
 from whit.verbs.train import TrainResult, read_and_split
@@ -59,7 +59,19 @@ class PersonalResult:
 
 
 def command(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult | PersonalResult:
-    """`whit train`, for everyone or for each."""
+    """`whit train`: for everyone or for each, from answers or by reward, in one size or in the smallest that does."""
+    if settings.kind == "auto":
+        from whit.verbs.ladder import train_auto
+
+        return train_auto(settings, talk=talk)
+    if settings.reward:
+        from whit.verbs.reward import train_reward
+
+        return train_reward(settings, talk=talk)
+    if settings.data is None:
+        raise UsageError("Missing argument 'DATA': the rows to learn from")
+    if settings.optimizer in BY_REWARD:
+        raise UsageError(f"--optimizer {settings.optimizer} needs a --reward to follow")
     return train_personal(settings, talk=talk) if settings.per else train_one(settings, talk=talk)
 
 

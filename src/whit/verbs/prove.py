@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from whit.data.splitting import Split
     from whit.evaluation.card import Card
     from whit.evaluation.proof import Examiner
-    from whit.evaluation.report import System
+    from whit.evaluation.report import Extra, System
     from whit.training.sft import Trained
 
 
@@ -37,6 +37,9 @@ def prove(
     seeds: dict[int, float],
     folder: Path,
     talk: Talk,
+    *,
+    extras: Sequence[Extra] = (),
+    remarks: Sequence[str] = (),
 ) -> Card:
     """Answer the held-out rows with every system; write card, report and answers; the card."""
     from whit.evaluation.proof import changed_nothing, forgetting
@@ -66,7 +69,8 @@ def prove(
         others=others,
         curve=[Point(p.step, None if p.loss != p.loss else p.loss, p.score) for p in trained.curve],
         best_step=trained.best.step,
-        remarks=_remarks(trained, seeds),
+        remarks=[*_remarks(trained, seeds), *remarks],
+        extras=extras,
     )
     save_report(report, folder / common.REPORT_NAME)
     write_answers(folder / common.HELD_OUT_NAME, rows, bare, tuned)

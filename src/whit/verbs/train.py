@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from whit.data.rows import content_key, read
 from whit.data.splitting import Split, split_rows
 from whit.errors import DataError, StorageError, UsageError
-from whit.settings import TrainSettings, as_plain
+from whit.settings import BY_REWARD, TrainSettings, as_plain
 from whit.talk import Talk, clock, size
 from whit.verbs import common
 
@@ -68,13 +68,15 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     common.require_finite(settings)
     if settings.per:
         raise UsageError("a vector for each user is trained by whit.verbs.personal.train_personal")
-    folder = _out(settings)
+    if settings.reward or settings.kind == "auto" or settings.optimizer in BY_REWARD:
+        raise UsageError("--reward and --kind auto are run by whit.verbs.personal.command")
+    folder = out_folder(settings)
     reading, split = read_and_split(settings)
     for note in reading.notes:
         talk.say(f"note: {note}")
     base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
-    run = _run_key(settings, split, base)
-    state = _state_folder(folder, settings, run)
+    run = run_key(settings, split, base)
+    state = state_folder(folder, settings, run)
 
     from whit.evaluation.proof import Examiner, longest_answer
     from whit.evaluation.scoring import make_scorer
@@ -84,16 +86,16 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     examiner = Examiner(base, scorer, settings.instruction, most)
     encoded = examiner.encode(split.train, learn=True)
     examiner.encode(split.test)
-    fresh, numbers, kind, payload = _shape(settings, base)
-    plan = _plan(settings, kind, len(encoded), run, state)
-    _make_folder(state)
-    _announce(talk, settings, base, split, examiner, kind, numbers, payload, plan, encoded)
-    trained, seeds = _train_seeds(settings, examiner, fresh, encoded, split, plan, talk)
+    fresh, numbers, kind, payload = shape_of(settings, base)
+    plan = plan_of(settings, kind, len(encoded), run, state)
+    make_folder(state)
+    announce(talk, settings, base, split, examiner, kind, numbers, payload, plan, encoded)
+    trained, seeds = train_seeds(settings, examiner, fresh, encoded, split, plan, talk)
 
     from whit.verbs.prove import prove
 
     trained.adapter.save(folder)
-    _remove_other_kind(folder, trained.adapter)
+    remove_other_kind(folder, trained.adapter)
     atomic_seen(folder, split)
     card = prove(settings, examiner, split, trained, seeds, folder, talk)
     for leftover in state.glob("*"):
@@ -102,7 +104,7 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     return TrainResult(folder, card, trained.adapter)
 
 
-def _out(settings: TrainSettings) -> Path:
+def out_folder(settings: TrainSettings) -> Path:
     """The folder to write to. Raises `UsageError` where that is the data, or a file."""
     folder = settings.out or Path(settings.data.stem)
     if folder.resolve() == settings.data.resolve():
@@ -112,7 +114,7 @@ def _out(settings: TrainSettings) -> Path:
     return folder
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make a folder before anything long is begun. Raises `StorageError` where it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +122,7 @@ def _make_folder(folder: Path) -> None:
         raise StorageError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
 
 
-def _remove_other_kind(folder: Path, adapter: Adapter) -> None:
+def remove_other_kind(folder: Path, adapter: Adapter) -> None:
     """Take away the adapter of an earlier run of another kind, which would be read in this one's place."""
     from whit.adapters.adapter import FILE_NAME
     from whit.adapters.lora import CONFIG_NAME, WEIGHTS_NAME
@@ -160,7 +162,7 @@ def read_and_split(settings: TrainSettings) -> tuple[Any, Split]:
     return reading, split
 
 
-def _run_key(settings: TrainSettings, split: Split, base: Base) -> str:
+def run_key(settings: TrainSettings, split: Split, base: Base) -> str:
     """What makes a run the same run: settings, rows and base."""
     plain = {key: value for key, value in as_plain(settings).items() if key not in _NOT_PART_OF_A_RUN}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
@@ -171,7 +173,8 @@ def _run_key(settings: TrainSettings, split: Split, base: Base) -> str:
     return digest.hexdigest()
 
 
-def _state_folder(folder: Path, settings: TrainSettings, run: str) -> Path:
+def state_folder(folder: Path, settings: TrainSettings, run: str) -> Path:
+    """The folder for checkpoints. Raises `UsageError` where an interrupted run lies there that was not asked for."""
     state = folder / _STATE
     if not settings.resume and any(state.glob("*.safetensors")):
         raise UsageError(
@@ -181,7 +184,7 @@ def _state_folder(folder: Path, settings: TrainSettings, run: str) -> Path:
     return state
 
 
-def _shape(settings: TrainSettings, base: Base) -> tuple[Callable[[int], Bound], int, str, int]:
+def shape_of(settings: TrainSettings, base: Base) -> tuple[Callable[[int], Bound], int, str, int]:
     """How to make the untrained adapter of a seed, its numbers, its kind and its payload in bytes."""
     from whit.adapters.compact import NUMBER_TYPES
     from whit.adapters.targets import all_targets, select_targets
@@ -222,7 +225,13 @@ def default_kind(base: Base) -> str:
     return "lora" if base.parameters < 20_000_000 else "xs"
 
 
-def _plan(settings: TrainSettings, kind: str, rows: int, run: str, state: Path) -> Plan:
+def epochs_of(settings: TrainSettings, rows: int) -> float:
+    """Passes over the training rows."""
+    return settings.epochs or min(12.0, max(1.0, _ROWS_SEEN / rows))
+
+
+def plan_of(settings: TrainSettings, kind: str, rows: int, run: str, state: Path) -> Plan:
+    """How supervised training goes for these settings. Raises `UsageError`."""
     from whit.training.sft import LEARNING_RATES, Plan
 
     rate = settings.learning_rate or LEARNING_RATES.get((kind, settings.optimizer))
@@ -231,7 +240,7 @@ def _plan(settings: TrainSettings, kind: str, rows: int, run: str, state: Path) 
     if rate is None:
         raise UsageError(f"--optimizer {settings.optimizer} works on vector adapters (tiny, xs); use adam for {kind}")
     return Plan(
-        epochs=settings.epochs or min(12.0, max(1.0, _ROWS_SEEN / rows)),
+        epochs=epochs_of(settings, rows),
         batch=settings.batch,
         learning_rate=rate,
         accumulate=settings.accumulate,
@@ -245,7 +254,7 @@ def _plan(settings: TrainSettings, kind: str, rows: int, run: str, state: Path) 
     )
 
 
-def _announce(
+def announce(
     talk: Talk,
     settings: TrainSettings,
     base: Base,
@@ -257,6 +266,7 @@ def _announce(
     plan: Plan,
     encoded: Sequence[Encoded],
 ) -> None:
+    """Say what is about to be done, and how long it may take."""
     from whit.training.batching import steps_in
 
     steps = steps_in(len(encoded), plan.batch, plan.epochs)
@@ -294,7 +304,7 @@ def _estimate(base: Base, encoded: Sequence[Encoded], plan: Plan, examiner: Exam
     return forward * (2.3 * steps_in(len(encoded), plan.batch, plan.epochs) + 1.5 * answers)
 
 
-def _train_seeds(
+def train_seeds(
     settings: TrainSettings,
     examiner: Examiner,
     fresh: Callable[[int], Bound],

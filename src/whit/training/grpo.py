@@ -1,0 +1,147 @@
+"""GRPO: several answers to a prompt, each pushed by how much better than its fellows it was.
+
+    A_i = (r_i - mean r) / (std r + eps)     group-normalised (Shao et al., arXiv 2402.03300)
+    A_i = r_i - mean r                       Dr-GRPO (Liu et al., arXiv 2503.20783), with a constant in place of |o_i|
+    loss = -1/N sum_i 1/|o_i| sum_t min(rho A_i, clip(rho, 1-epsilon, 1+epsilon) A_i),   rho = pi / pi_old
+
+There is no KL term. Answers are drawn at temperature 1, the policy whose log-probabilities are followed. The samples
+of a prompt are packed behind one copy of it (`whit.training.sft.loss_of`); a group in which all rewards are equal
+has nothing to say and is not computed. Works on tiny, xs and lora.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from whit.adapters.tunable import Bound
+from whit.bases import Base
+from whit.data.templates import Encoded
+from whit.errors import TrainingError
+from whit.rewards.reward import Reward
+from whit.training.batching import Batch, collate
+from whit.training.loop import Loop, Measures, Rewarded, RewardPlan, Watch
+from whit.training.optimizers import Adam, schedule
+from whit.training.rollouts import roll_out
+from whit.training.sft import loss_of
+
+_EPSILON = 1e-4  # as TRL has it: keeps a group of nearly equal rewards from being blown up
+LEARNING_RATES = {"tiny": 1e-2, "xs": 1e-2, "lora": 1e-4}
+
+
+def advantages(rewards: torch.Tensor, *, normalised: bool) -> torch.Tensor:
+    """How much better than its group each answer was; shape (groups, samples), zero where a group is constant."""
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    flat = rewards.amax(dim=1, keepdim=True) - rewards.amin(dim=1, keepdim=True) <= 1e-9
+    if normalised:
+        centred = centred / (rewards.std(dim=1, keepdim=True) + _EPSILON)
+    return torch.where(flat, torch.zeros_like(centred), centred)
+
+
+def policy_loss(
+    logp: torch.Tensor, old: torch.Tensor, batch: Batch, A: torch.Tensor, *, clip: float, length: int | None
+) -> torch.Tensor:
+    """The sum over a batch's answers of the formula above; `logp` and `old` (targets,), `A` (answers,).
+
+    An answer's tokens are divided by their number, or by `length` where that is given (Dr-GRPO).
+    """
+    answer = batch.at[:, 0].to(logp.device)
+    each = A.to(logp.device)[answer]
+    ratio = torch.exp(logp - old)
+    gain = torch.minimum(ratio * each, ratio.clamp(1 - clip, 1 + clip) * each)
+    tokens = torch.bincount(answer, minlength=len(A)).to(gain.dtype)
+    share = tokens[answer] if length is None else torch.full_like(gain, float(length))
+    return -(gain / share).sum()
+
+
+def train_grpo(
+    base: Base,
+    bound: Bound,
+    rows: Sequence[Encoded],
+    reward: Reward,
+    plan: RewardPlan,
+    score: Callable[[], float],
+    *,
+    watch: Watch | None = None,
+) -> Rewarded:
+    """Train `bound` on the reward of its answers to `rows`; `score()` answers the validation rows.
+
+    Raises `TrainingError`, `ScoreError` (a reward that fails) and `Interrupted`; the state is saved first.
+    """
+    return _Grpo(base, bound, rows, reward, plan, score, watch).go()
+
+
+class _Grpo(Loop):
+    def __init__(
+        self,
+        base: Base,
+        bound: Bound,
+        rows: Sequence[Encoded],
+        reward: Reward,
+        plan: RewardPlan,
+        score: Callable[[], float],
+        watch: Watch | None,
+    ) -> None:
+        super().__init__(base, bound, rows, reward, plan, score, watch)
+        self.optimizer = Adam(bound.parameters())
+        self.length = plan.most if plan.optimizer == "dr-grpo" else None
+
+    def advance(self) -> tuple[Measures, tuple[str, str, float]]:
+        """Draw, grade, and step `updates` times."""
+        plan, rows = self.plan, self.prompts()
+        asked = [row for row in rows for _ in range(plan.samples)]
+        found = roll_out(
+            self.base, self.bound, [row.prompt_ids for row in asked], most=plan.most, seed=(plan.seed, self.step)
+        )
+        grades = self.reward.grade([each.text for each in found], [row.row for row in asked])
+        rewards = torch.tensor([grade.reward for grade in grades]).view(len(rows), plan.samples)
+        A = advantages(rewards, normalised=self.length is None)
+        telling = [place for place in range(len(rows)) if bool(A[place].any())]
+        batches = [
+            collate(
+                [
+                    Encoded(rows[place].row, rows[place].prompt_ids, found[place * plan.samples + sample].ids)
+                    for sample in range(plan.samples)
+                ]
+            )
+            for place in telling
+        ]
+        olds: list[torch.Tensor] = []
+        rate = plan.learning_rate * schedule(self.step, plan.steps, plan.warmup)
+        for _ in range(plan.updates if telling else 0):
+            for parameter in self.bound.parameters():
+                parameter.grad = None
+            for at, batch in enumerate(batches):
+                with self.bound.active():
+                    logp = -loss_of(self.base, batch)
+                    if len(olds) == at:
+                        olds.append(logp.detach())
+                    loss = policy_loss(logp, olds[at], batch, A[telling[at]], clip=plan.clip, length=self.length)
+                    (loss / len(asked)).backward()
+                self._refuse_nan(loss, batch)
+            self.torn = True
+            self.optimizer.step(rate, None)
+        self.torn = True
+        sample = found[0].text, grades[0].reward
+        return self.measure(grades, found, 1 - len(telling) / len(rows)), (rows[0].row.prompt, *sample)
+
+    def _refuse_nan(self, loss: torch.Tensor, batch: Batch) -> None:
+        gradients = [part.grad for part in self.bound.parameters() if part.grad is not None]
+        if math.isfinite(float(loss.detach())) and all(bool(torch.isfinite(part).all()) for part in gradients):
+            return
+        if not self.torn:
+            self._save()
+        raise TrainingError(
+            f"the loss or its gradient became infinite or NaN at step {self.step + 1}, on row {batch.rows[0]}; the "
+            "last good state is kept. Lower --learning-rate"
+        )
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Adam's moments."""
+        return self.optimizer.state()
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over a saved state."""
+        self.optimizer.load(state)

@@ -1,0 +1,369 @@
+"""`whit train --reward`: train on what answers are worth, by GRPO or by evolution, and prove what it did.
+
+The rows are split, the best state is chosen and the verdict is found as in supervised training (`whit.verbs.train`);
+only what moves the numbers differs. Each step's reward, skill, format and length go to `rewards.jsonl` and into the
+report. With `gym:NAME` and no data, rows are generated into the adapter's folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whit.errors import DataError, UsageError
+from whit.settings import BY_REWARD, TrainSettings
+from whit.talk import Talk, clock, size
+from whit.verbs import common
+from whit.verbs import train as supervised
+
+if TYPE_CHECKING:
+    from whit.adapters.tunable import Bound
+    from whit.bases import Base
+    from whit.data.splitting import Split
+    from whit.data.templates import Encoded
+    from whit.evaluation.proof import Examiner
+    from whit.evaluation.report import Extra
+    from whit.rewards import Reward
+    from whit.training.loop import Measures, Rewarded, RewardPlan
+
+MEASURES_NAME = "rewards.jsonl"
+_PROMPTS_SEEN = 1600
+_ROOM = 64  # tokens of an answer at least: rewarded answers may reason, whatever the gold ones do
+
+
+@dataclass(frozen=True)
+class RewardResult(supervised.TrainResult):
+    """What `train --reward` made; `about` holds what the run by reward adds."""
+
+    about: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `whit train --json`, and the keys of `about`."""
+        return {**super().to_json(), **self.about}
+
+    def to_text(self) -> str:
+        """The verdict in words, the systems side by side, skill apart from format."""
+        result = self.card.result
+        gain = f"skill {100 * result.skill_difference:+.1f}, format {100 * result.format_difference:+.1f}"
+        return f"{super().to_text()}\nof the difference {100 * result.difference:+.1f}: {gain}"
+
+
+def train_reward(settings: TrainSettings, *, talk: Talk | None = None) -> RewardResult:
+    """Train by reward and prove what it did.
+
+    Raises what `whit.verbs.train.train` raises, and `ScoreError` for a reward that fails.
+    """
+    talk = talk or Talk(quiet=True)
+    settings = prepared(settings)
+    folder = supervised.out_folder(settings)
+    split = split_of(settings, talk)
+    base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
+    run = supervised.run_key(settings, split, base)
+    state = supervised.state_folder(folder, settings, run)
+    examiner, reward, encoded = examine(settings, split, base)
+    try:
+        fresh, numbers, kind, payload = supervised.shape_of(settings, base)
+        plan = plan_of(settings, kind, len(encoded), examiner.max_tokens, run, state)
+        supervised.make_folder(state)
+        told = f"adapter  {kind}: {numbers:,} numbers of {base.parameters:,} ({size(payload)} of payload)"
+        talk.say(f"base     {base.name}: {base.parameters / 1e6:.1f} M parameters, {base.dtype}, {base.licence}")
+        talk.say(f"rows     {len(split.train):,} to learn from, {len(split.validation):,} to choose by, "
+                 f"{len(split.test):,} held out")  # fmt: skip
+        talk.say(f"reward   {reward.name}; proved by {examiner.scorer.name}\n{told}\nplan     {_said(plan)}")
+        found, seeds = train_seeds(settings, examiner, reward, fresh, encoded, split, plan, talk)
+
+        from whit.verbs.prove import prove
+
+        trained = found.trained
+        trained.adapter.save(folder)
+        supervised.remove_other_kind(folder, trained.adapter)
+        supervised.atomic_seen(folder, split)
+        write_measures(folder / MEASURES_NAME, found.measures)
+        remarks = remarks_on(found.measures, examiner.max_tokens)
+        for remark in remarks:
+            talk.say(f"note: {remark}")
+        extras = [curves(found.measures)]
+        card = prove(settings, examiner, split, trained, seeds, folder, talk, extras=extras, remarks=remarks)
+    finally:
+        reward.close()
+    for leftover in state.glob("*"):
+        leftover.unlink()
+    state.rmdir()
+    return RewardResult(folder, card, trained.adapter, about_of(reward, plan, found, remarks))
+
+
+def prepared(settings: TrainSettings) -> TrainSettings:
+    """The settings with their optimiser named and their rows there. Raises `UsageError` for what cannot be."""
+    common.require_finite(settings)
+    if settings.per:
+        raise UsageError("--per and --reward cannot be together")
+    if settings.optimizer == "natural":
+        raise UsageError(f"--optimizer natural is supervised; with --reward choose {', '.join(BY_REWARD)}")
+    if settings.dropout:
+        raise UsageError("--dropout and --reward cannot be together: the policy that answers is the one that learns")
+    if settings.optimizer == "adam":
+        settings = replace(settings, optimizer="grpo")
+    if settings.data is not None:
+        return settings
+    from whit.rewards.gym import ROWS, parse_name, write_rows
+    from whit.rewards.reward import split_weight
+
+    names = [name for text in settings.reward if (name := split_weight(text)[1]).startswith("gym:")]
+    if not names:
+        raise UsageError("Missing argument 'DATA': the rows to answer (only --reward gym:NAME makes its own)")
+    rest = names[0].removeprefix("gym:")
+    name, _ = parse_name(rest)
+    folder = settings.out or Path(name)
+    supervised.make_folder(folder)
+    path = write_rows(folder / f"{name}.jsonl", rest, count=settings.limit or ROWS, seed=settings.seed)
+    return replace(settings, data=path, out=folder)
+
+
+def split_of(settings: TrainSettings, talk: Talk) -> Split:
+    """The rows, split. Generated questions are told apart by their numbers alone: near-duplicates are no leak there."""
+    if any("gym:" in text for text in settings.reward) and settings.test_data is None:
+        from whit.data.rows import read
+        from whit.data.splitting import split_rows
+
+        reading = read(settings.data, limit=settings.limit)
+        split = split_rows(
+            reading.rows, validation=settings.validation, test=settings.test, seed=settings.seed, near_duplicates=False
+        )
+        if not (split.train and split.validation and split.test):
+            raise DataError(f"{len(reading.rows)} rows are too few to split; raise --limit, --validation or --test")
+        return split
+    reading, split = supervised.read_and_split(settings)
+    for note in reading.notes:
+        talk.say(f"note: {note}")
+    return split
+
+
+def examine(settings: TrainSettings, split: Split, base: Base) -> tuple[Examiner, Reward, list[Encoded]]:
+    """Who answers and scores, the reward, and the training rows' prompts as tokens."""
+    from whit.evaluation.proof import Examiner, longest_answer
+    from whit.rewards import make_reward
+    from whit.rewards.terms import named_scorer
+
+    reward = make_reward(
+        settings.reward, split.train, format_weight=settings.format_weight, seconds=settings.reward_seconds
+    )
+    try:
+        scorer = reward.scorer if settings.score == "auto" else named_scorer(settings.score, split.train)
+        most = settings.max_tokens or min(base.context // 4, max(_ROOM, longest_answer(split.train, base)))
+        examiner = Examiner(base, scorer, settings.instruction, most)
+        encoded = examiner.encode(split.train)
+        examiner.encode(split.test)
+    except BaseException:
+        reward.close()
+        raise
+    return examiner, reward, encoded
+
+
+def epochs_of(settings: TrainSettings, rows: int) -> float:
+    """Passes over the training rows' prompts."""
+    return settings.epochs or min(12.0, max(1.0, _PROMPTS_SEEN / rows))
+
+
+def plan_of(settings: TrainSettings, kind: str, rows: int, most: int, run: str, state: Path) -> RewardPlan:
+    """How a run by reward goes for these settings. Raises `UsageError`."""
+    from whit.training.batching import steps_in
+    from whit.training.evolution import LEARNING_RATE
+    from whit.training.grpo import LEARNING_RATES
+    from whit.training.loop import RewardPlan
+
+    evolves = settings.optimizer in ("es", "cma")
+    if evolves and kind == "lora":
+        raise UsageError(f"--optimizer {settings.optimizer} works on vector adapters (tiny, xs); use grpo for lora")
+    if settings.optimizer == "es" and settings.population % 2:
+        raise UsageError(f"--population {settings.population}: es needs an even number, for its noise comes in pairs")
+    rate = settings.learning_rate or (LEARNING_RATE if evolves else LEARNING_RATES[kind])
+    if rate < 0:
+        raise UsageError(f"--learning-rate {rate:g}: must be above 0")
+    return RewardPlan(
+        steps=steps_in(rows, settings.batch, epochs_of(settings, rows)),
+        batch=settings.batch,
+        learning_rate=rate,
+        most=most,
+        optimizer=settings.optimizer,
+        samples=settings.samples,
+        population=settings.population,
+        sigma=settings.sigma,
+        updates=settings.updates,
+        warmup=settings.warmup,
+        evaluations=settings.evaluations,
+        patience=settings.patience,
+        seed=settings.seed,
+        run=run,
+        checkpoint=state / "run.safetensors",
+    )
+
+
+def train_seeds(
+    settings: TrainSettings,
+    examiner: Examiner,
+    reward: Reward,
+    fresh: Callable[[int], Bound],
+    encoded: Sequence[Encoded],
+    split: Split,
+    plan: RewardPlan,
+    talk: Talk,
+) -> tuple[Rewarded, dict[int, float]]:
+    """Train every seed; the one that scores best on validation, and every seed's score."""
+    best: Rewarded | None = None
+    scores: dict[int, float] = {}
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        checkpoint = plan.checkpoint and plan.checkpoint.with_name(f"seed-{seed}-{plan.checkpoint.name}")
+        own = replace(plan, seed=seed, checkpoint=checkpoint, run=f"{plan.run}#{seed}")
+        bound = fresh(seed)
+        try:
+            if settings.warm_start:
+                bound.load(common.open_specialist(settings.warm_start).adapter)
+            name = "training" if settings.seeds == 1 else f"seed {seed}"
+            found = _train_one(name, examiner, reward, bound, encoded, split, own, settings.validation_rows, talk)
+        finally:
+            bound.detach()
+        scores[seed] = found.trained.best.score
+        if best is None or found.trained.best.score > best.trained.best.score:
+            best = found
+    assert best is not None
+    return best, scores
+
+
+def _train_one(
+    name: str,
+    examiner: Examiner,
+    reward: Reward,
+    bound: Bound,
+    encoded: Sequence[Encoded],
+    split: Split,
+    plan: RewardPlan,
+    most_rows: int,
+    talk: Talk,
+) -> Rewarded:
+    from whit.training.evolution import train_evolution
+    from whit.training.grpo import train_grpo
+    from whit.training.loop import RewardProgress
+
+    validation = list(split.validation[:most_rows])
+    choosing = examiner.encode(validation)
+    first = True
+
+    def score() -> float:
+        nonlocal first
+        found = examiner.score(examiner.answer(choosing, bound), validation)
+        mean = sum(item.value for item in found) / len(found)
+        if first and not any(item.lenient for item in found):
+            talk.say(
+                f"the base gets none of {len(found)} validation rows right. Reward cannot teach what never happens: "
+                "try easier rows, more --numbers, more --samples, or --warm-start from a supervised adapter"
+            )
+        first = False
+        return mean
+
+    def watch(progress: RewardProgress) -> None:
+        now, held = progress.measures, "" if progress.score is None else f"  validation {100 * progress.score:.1f}"
+        note = (
+            f"reward {now.reward:.3f}  skill {100 * now.skill:.1f}  format {100 * now.format:.1f}  "
+            f"length {now.length:.0f}  flat {100 * now.flat:.0f} %{held}"
+        )
+        talk.progress(name, progress.step, progress.steps, progress.seconds, note)
+        if progress.step == 1 or progress.step % max(1, progress.steps // plan.evaluations) == 0:
+            prompt, answer, value = progress.sample
+            talk.say(f"  sample: {_short(prompt)} -> {_short(answer)} ({value:g})")
+
+    train = train_evolution if plan.optimizer in ("es", "cma") else train_grpo
+    found = train(examiner.base, bound, encoded, reward, plan, score, watch=watch)
+    trained = found.trained
+    early = ", stopped early" if trained.stopped_early else ""
+    talk.say(
+        f"{name}: best {100 * trained.best.score:.1f} on validation at step {trained.best.step} "
+        f"({clock(trained.seconds)}{early})"
+    )
+    return found
+
+
+def about_of(reward: Reward, plan: RewardPlan, found: Rewarded, remarks: Sequence[str]) -> dict[str, Any]:
+    """What `--json` adds for a run by reward; see docs/json.md."""
+    last = found.measures[-max(1, len(found.measures) // 10) :]
+
+    def mean(name: str) -> float | None:
+        return sum(getattr(each, name) for each in last) / len(last) if last else None
+
+    return {
+        "reward": reward.name,
+        "optimizer": plan.optimizer,
+        "steps": found.trained.steps,
+        "best_step": found.trained.best.step,
+        "answers": sum(round(each.tokens / each.length) for each in found.measures if each.length),
+        "tokens": found.trained.tokens,
+        "seconds": found.trained.seconds,
+        "last": {name: mean(name) for name in ("reward", "right", "skill", "format", "length", "cut", "flat")},
+        "notes": list(remarks),
+    }
+
+
+def write_measures(path: Path, measures: Sequence[Measures]) -> None:
+    """One JSON line a step."""
+    from whit.files import atomic_write
+
+    atomic_write(path, "".join(json.dumps(asdict(each)) + "\n" for each in measures))
+
+
+def remarks_on(measures: Sequence[Measures], most: int) -> list[str]:
+    """What a user should know of a run's answers and rewards."""
+    if not measures:
+        return []
+    said, count = [], len(measures)
+    flat, cut = sum(each.flat for each in measures) / count, sum(each.cut for each in measures) / count
+    if flat > 0.5:
+        said.append(
+            f"In {100 * flat:.0f} % of the groups every answer had the same reward, so they taught nothing: rows of "
+            "middling difficulty teach most."
+        )
+    if cut > 0.2:
+        said.append(f"{100 * cut:.0f} % of the answers were cut off at {most} tokens; raise --max-tokens.")
+    part = max(1, count // 10)
+    skill, form = (
+        sum(getattr(each, name) for each in measures[-part:]) / part
+        - sum(getattr(each, name) for each in measures[:part]) / part
+        for name in ("skill", "format")
+    )
+    if form > 0.05 and skill < 0.01:
+        said.append("In training the format rose and the skill did not: what was gained is form.")
+    return said
+
+
+def curves(measures: Sequence[Measures]) -> Extra:
+    """The section of the report with reward, skill, format and length by step."""
+    from whit.evaluation.figures import curve
+    from whit.evaluation.report import Extra
+
+    plots = []
+    for name, title, percent in (
+        ("skill", "Skill (of 100, format looked through)", True),
+        ("format", "Answers in the right format (of 100)", True),
+        ("reward", "Reward", False),
+        ("length", "Tokens an answer", False),
+    ):
+        found = [(each.step, float(getattr(each, name))) for each in measures]
+        drawn = curve(found, best=None, percent=percent, name=title)
+        if drawn:
+            plots.append((title, drawn))
+    words = "What the answers drawn in each step were worth; they are noisier than the validation score."
+    return Extra("What was rewarded", words, plots)
+
+
+def _said(plan: RewardPlan) -> str:
+    how = f"{plan.population} candidates" if plan.optimizer in ("es", "cma") else f"{plan.samples} answers each"
+    return (
+        f"{plan.optimizer}: {plan.steps:,} steps of {plan.batch} prompts, {how}, up to {plan.most} tokens, "
+        f"rate {plan.learning_rate:g}"
+    )
+
+
+def _short(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= 60 else f"{plain[:29]} … {plain[-28:]}"

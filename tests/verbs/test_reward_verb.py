@@ -1,0 +1,146 @@
+"""`whit train --reward` and `--kind auto` by command line: the page's examples, the contract, resume, bad input."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Commands
+
+from whit.adapters.adapter import Adapter
+from whit.verbs.ladder import Rung, choose, remarks_on
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(1200)
+
+
+@pytest.fixture(scope="module")
+def place(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with problems and options that make everything short."""
+    folder = tmp_path_factory.mktemp("place")
+    draw = random.Random(0)
+    lines = []
+    for number in range(60):
+        one, two = draw.randrange(50), draw.randrange(50)
+        words = draw.choice(["apples", "boxes", "pears", "cards", "trees", "books"])
+        prompt = f"{draw.choice(['There are', 'I see', 'We have'])} {one} {words} and {two} more {number}"
+        lines.append(json.dumps({"id": f"p{number}", "prompt": prompt, "completion": str(one + two)}))
+    (folder / "problems.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "letters.py").write_text(
+        "import time\n"
+        "def small(answer, row): return sum(c.islower() for c in answer) / max(1, len(answer))\n"
+        "def same(answer, row): return 0.5\n"
+        "def hangs(answer, row): time.sleep(60)\n"
+    )
+    (folder / "whit.toml").write_text(
+        f"[train]\nbase = '{base}'\ndtype = 'float32'\nreward-seconds = 20\nepochs = 0.4\nevaluations = 2\nbatch = 4\n"
+        "validation-rows = 4\nmax-tokens = 4\nshots = []\nsamples = 3\npopulation = 4\nsigma = 1.0\nbaselines = false\n"
+    )
+    return folder
+
+
+def page_commands() -> list[list[str]]:
+    """The commands of docs/reward.md's plain blocks."""
+    blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / "docs" / "reward.md").read_text("utf-8"), re.M | re.S)
+    return [shlex.split(line)[1:] for block in blocks for line in block.splitlines() if line.startswith("whit ")]
+
+
+@pytest.mark.parametrize("words", page_commands(), ids=lambda words: words[-1])
+def test_the_examples_of_the_page_work(whit: Commands, place: Path, words: list[str]) -> None:
+    # A tiny random base gets no sum right: the examples' rewards are shaped, so that there is something to learn.
+    shaped = [] if "auto" in words else ["--reward", "0.5*letters.py:small"]
+    done = whit(*words, *shaped, "--json", cwd=place)
+    assert done.code == 0, done.stderr
+    found, folder = json.loads(done.stdout), place / words[-1]
+    assert Adapter.load(folder).numbers == found["numbers"] and (folder / "report.html").is_file()
+    assert not (folder / "state").exists()
+    if "auto" in words:
+        ladder = found["ladder"]
+        assert sum(rung["kept"] for rung in ladder) == 1 and len(ladder) >= 4
+        sizes = [rung["payload_bytes"] for rung in ladder]
+        assert sizes == sorted(sizes) and {rung["share"] for rung in ladder} == {0.25, 0.5, 1.0}
+        assert next(rung for rung in ladder if rung["kept"])["numbers"] == found["numbers"]
+        assert "The ladder of sizes" in (folder / "report.html").read_text()
+    else:
+        lines = [json.loads(line) for line in (folder / "rewards.jsonl").read_text().splitlines()]
+        assert len(lines) == found["steps"] and found["reward"].endswith(
+            "0.1 format" if "form" in words[-1] else "letters.py:small"
+        )
+        assert all(0 <= line["skill"] <= 1 and 0 <= line["flat"] <= 1 for line in lines)
+        assert "What was rewarded" in (folder / "report.html").read_text()
+
+
+def test_killed_and_resumed_it_ends_the_same(whit: Commands, place: Path, tmp_path: Path) -> None:
+    words = ["train", "problems.jsonl", "--reward", "letters.py:small", "--numbers", "13", "--epochs", "0.6"]
+    words += ["--evaluations", "5"]
+    assert whit(*words, "--out", tmp_path / "whole", cwd=place).code == 0
+    running = whit.start(*words, "--out", tmp_path / "cut", cwd=place)
+    state = tmp_path / "cut" / "state" / "seed-0-run.safetensors"
+    until = time.monotonic() + 600
+    while not state.exists() and time.monotonic() < until:
+        time.sleep(0.005)
+    running.send(signal.SIGKILL)
+    running.wait()
+    if state.exists():  # else it was quicker than the kill
+        refused = whit(*words, "--out", tmp_path / "cut", cwd=place)
+        assert refused.code == 2 and "--resume" in refused.error
+    again = whit(*words, "--out", tmp_path / "cut", "--resume", cwd=place)
+    assert again.code == 0, again.stderr
+    assert Adapter.load(tmp_path / "cut").to_bytes() == Adapter.load(tmp_path / "whole").to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--reward", "letters.py:same", "--numbers", "13"], 6, "0.5 for every answer"),
+        (["--reward", "letters.py:hangs", "--reward-seconds", "0.5", "--numbers", "13"], 7, "no answer within 0.5 s"),
+        (["--reward", "letters.py:absent"], 2, "has no function absent"),
+        (["--reward", "numerik"], 2, "did you mean numeric"),
+        (["--reward", "numeric", "--optimizer", "natural"], 2, "choose grpo"),
+        (["--reward", "numeric", "--optimizer", "es", "--kind", "lora"], 2, "vector adapters"),
+        (["--reward", "numeric", "--optimizer", "es", "--numbers", "13", "--population", "3"], 2, "even number"),
+        (["--optimizer", "es"], 2, "needs a --reward"),
+        (["--kind", "auto", "--rank", "2"], 2, "--rank"),
+    ],
+)
+def test_bad_input(whit: Commands, place: Path, tmp_path: Path, words: list[str], code: int, told: str) -> None:
+    done = whit("train", "problems.jsonl", *words, "--out", tmp_path / "out", cwd=place)
+    assert done.code == code and told in done.error, done.stderr
+
+
+def test_no_data_and_no_generator(whit: Commands, place: Path) -> None:
+    for words in (["train"], ["train", "--reward", "numeric"], ["train", "--kind", "auto"]):
+        done = whit(*words, cwd=place)
+        assert done.code == 2 and "Missing argument 'DATA'" in done.error
+
+
+def test_a_gym_makes_its_own_rows(whit: Commands, place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    words = ["train", "--reward", "gym:chain_sum,max_terms=2,max_digits=2", "--reward", "letters.py:small"]
+    done = whit(*words, "--numbers", "13", "--limit", "60", "--out", tmp_path / "gym", "--json", cwd=place)
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] > 5 and (tmp_path / "gym" / "chain_sum.jsonl").is_file()
+
+
+def rung(name: str, payload: int, right: int, of: int = 100) -> Rung:
+    from whit.evaluation.scoring import Score
+
+    nothing: Any = None
+    scores = [Score(float(place < right)) for place in range(of)]
+    return Rung(name, nothing, payload // 2, payload, 1.0, nothing, {}, scores, 1.0)
+
+
+def test_the_smallest_that_is_not_separably_worse() -> None:
+    rungs = [rung("a", 26, 40), rung("b", 104, 78), rung("c", 420, 80), rung("d", 900, 60)]
+    best, kept = choose(rungs)
+    assert (best.name, kept.name) == ("c", "b")
+    said = " ".join(remarks_on(rungs, best, kept))
+    assert "smallest that is not separably worse" in said and "over-fit" in said and "Separably worse" in said
+    assert choose([rung("a", 26, 80), rung("b", 104, 80)])[1].name == "a"
