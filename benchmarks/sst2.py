@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from common import Task, examiner, mean, open_base, report, task, tell
 
-from whit.adapters.targets import all_targets
+from whit.adapters.targets import all_targets, select_targets
 from whit.adapters.tunable import Bound, tune_lora, tune_vector
 from whit.adapters.vector import tiny_spec, xs_spec
 from whit.evaluation.proof import Examiner
@@ -31,7 +31,12 @@ TARGET = 0.86
 
 
 def fresh(base: Any, name: str) -> tuple[str, Bound]:
+    name, _, where = name.partition("@")
     targets = all_targets(module for module, _ in base.model.named_modules())
+    if where:
+        patterns, _, first = where.partition("@")
+        chosen = select_targets(targets, patterns.split("+"))
+        targets = tuple(target for target in chosen if target.layer >= int(first or 0))
     indices = [target.index for target in targets]
     kind, _, size = name.partition(":")
     if kind == "lora":
@@ -160,7 +165,11 @@ def run_trl(name: str, of: Task, exam: Examiner, options: argparse.Namespace) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("systems", nargs="+", help="xs[:r], lora[:r], tiny:N[/groups], trl[:rate], base")
+    parser.add_argument(
+        "systems",
+        nargs="+",
+        help="xs[:r], lora[:r], tiny:N[/groups], trl[:rate], base; any but trl and base: @targets[@first layer]",
+    )
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--validation", type=int, default=300)

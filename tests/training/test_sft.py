@@ -126,8 +126,9 @@ def test_what_is_kept_is_the_mean_of_the_last_steps(base: Base, tune: Tune, enco
 
     done = train(base, bound, encode(8), replace(PLAN, epochs=20.0, batch=4, patience=99), constant(), watch=watch)
     assert done.best.step == done.steps == len(seen) == 40
-    weights = [(1 - 1 / 4) ** (39 - step) for step in range(40)]  # a tenth of 40 steps
-    mean = sum(weight * each for weight, each in zip(weights, seen, strict=True)) / sum(weights)
+    mean = torch.zeros_like(seen[0])
+    for step, each in enumerate(seen, start=1):
+        mean = mean + (each - mean) * 9 / (8 + step)
     kept = torch.from_numpy(done.adapter.vector)
     torch.testing.assert_close(kept, mean, rtol=1e-2, atol=1e-5)
     assert float((kept - mean).norm()) < 0.2 * float((kept - seen[-1]).norm())

@@ -1,8 +1,9 @@
 """Supervised training of an adapter: loss on completions, evaluation by generated and scored answers.
 
-What is scored and kept is the mean of the last steps' numbers, and of those the best on validation; training stops
-early when the score no longer rises. A run can be stopped and resumed to the same result, bit for bit on CPU. A loss
-that is not finite stops it, keeps the last good state and names the rows. Knows nothing of splits, baselines or
+What is scored and kept is a mean of the numbers over the last steps (polynomial-decay averaging: Shamir & Zhang, 2013,
+arXiv 1212.1824), and of those the best on validation; training stops early when the score no longer rises. A run can
+be stopped and resumed to the same result, bit for bit on CPU. A loss that is not finite stops it, keeps the last good
+state and names the rows. Knows nothing of splits, baselines or
 verdicts: it is handed encoded rows and a function that scores the present state.
 """
 
@@ -29,7 +30,7 @@ from whit.training.batching import Batch, collate, order, pack, steps_in
 from whit.training.checkpoint import load_checkpoint, save_checkpoint
 from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
 
-_AVERAGE = 20  # steps, or a tenth of a shorter run, that the mean of the numbers which is scored and kept goes over
+_AVERAGE = 8  # the mean of the numbers that is scored and kept goes over about the last ninth of the steps so far
 _PACKED = 1024  # tokens; one sequence of more would spend its time on attention between rows that is masked out
 _SHARED_PREFIX = 8  # tokens; a shorter one is not worth a pass of its own
 LEARNING_RATES = {
@@ -49,7 +50,7 @@ class Plan:
     batch: int
     learning_rate: float
     accumulate: int = 1
-    warmup: float = 0.1
+    warmup: float = 0.03
     optimizer: str = "adam"
     evaluations: int = 8
     patience: int = 4
@@ -186,8 +187,7 @@ class _Run:
         self.curve: list[Point] = []
         self.best: Point | None = None
         self.best_parameters: list[torch.Tensor] = []
-        self.memory = 1 - 1 / max(1.0, min(_AVERAGE, self.steps / 10))
-        self.sums = [torch.zeros_like(parameter) for parameter in bound.parameters()]
+        self.mean = [parameter.detach().clone() for parameter in bound.parameters()]
         self.losses: list[float] = []
         self.epoch_order: tuple[int, list[list[int]]] | None = None
         self.exact: list[torch.Tensor] | None = None  # the numbers, while rounded ones stand in for them
@@ -253,9 +253,9 @@ class _Run:
         rate = self.plan.learning_rate * schedule(self.step, self.steps, self.plan.warmup)
         self.torn = True
         self.optimizer.step(rate, torch.cat(gradients) if gradients else None)
-        for held, parameter in zip(self.sums, self.bound.parameters(), strict=True):
-            held.mul_(self.memory).add_(parameter.detach(), alpha=1 - self.memory)
         self.step += 1
+        for held, parameter in zip(self.mean, self.bound.parameters(), strict=True):
+            held.lerp_(parameter.detach(), (_AVERAGE + 1) / (_AVERAGE + self.step))
         self.losses.append(total)
         self.tokens += sum(part.size for part in parts)
         self.torn = False
@@ -301,8 +301,7 @@ class _Run:
 
     def _evaluate(self, began: float) -> None:
         self.exact = exact = [parameter.detach().clone() for parameter in self.bound.parameters()]
-        share = 1 - self.memory**self.step
-        mean = [held / share for held in self.sums] if self.step else exact
+        mean = [held.clone() for held in self.mean]
         try:
             # What is scored is what would be stored: the mean, rounded to its number type.
             self._put(mean)
@@ -346,7 +345,7 @@ class _Run:
         now = self.exact if self.exact is not None else self.bound.parameters()
         tensors = {f"now.{at}": part.detach() for at, part in enumerate(now)}
         tensors |= {f"best.{at}": part for at, part in enumerate(self.best_parameters)}
-        tensors |= {f"sum.{at}": part for at, part in enumerate(self.sums)}
+        tensors |= {f"mean.{at}": part for at, part in enumerate(self.mean)}
         tensors |= {f"optimizer.{name}": part for name, part in self.optimizer.state().items()}
         about: dict[str, Any] = {
             "run": self.plan.run,
@@ -369,7 +368,7 @@ class _Run:
         count = len(self.bound.parameters())
         self._put([tensors[f"now.{at}"] for at in range(count)])
         self.best_parameters = [tensors[f"best.{at}"] for at in range(count)]
-        self.sums = [tensors[f"sum.{at}"] for at in range(count)]
+        self.mean = [tensors[f"mean.{at}"] for at in range(count)]
         prefix = "optimizer."
         self.optimizer.load({name[len(prefix) :]: part for name, part in tensors.items() if name.startswith(prefix)})
         self.step, self.tokens, self.seconds = about["step"], about["tokens"], about["seconds"]
