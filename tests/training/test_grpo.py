@@ -15,7 +15,7 @@ from whit.adapters.targets import all_targets
 from whit.adapters.tunable import Bound, tune_lora, tune_vector
 from whit.adapters.vector import tiny_spec, xs_spec
 from whit.bases import Base
-from whit.data.rows import Row
+from whit.data.rows import Row, Turn
 from whit.data.templates import Encoded
 from whit.errors import Interrupted, TrainingError
 from whit.rewards.reward import Grade
@@ -144,7 +144,9 @@ def test_it_learns_what_is_rewarded_and_a_killed_run_ends_the_same(
     if optimizer == "cma":
         pytest.importorskip("cma")
     rows = encode(4)
-    plan = replace(PLAN, optimizer=optimizer, updates=2 if optimizer == "grpo" else 1, sigma=1.0)
+    plan = replace(
+        PLAN, optimizer=optimizer, updates=2 if optimizer == "grpo" else 1, sigma=1.0 if optimizer == "cma" else 0.3
+    )
     with fresh(base, kind) as bound:
         whole = run(base, bound, rows, plan)
     assert len(whole.measures) == 6 and whole.trained.steps == 6
@@ -166,11 +168,13 @@ def test_it_learns_what_is_rewarded_and_a_killed_run_ends_the_same(
 def test_reward_rises(base: Base, encode: Encode) -> None:
     plan = replace(PLAN, steps=24, batch=4, samples=16, population=16, sigma=0.5)
     with fresh(base, "xs") as bound:
-        found = run(base, bound, encode(4), replace(plan, optimizer="es", steps=16, learning_rate=0.2))
+        found = run(base, bound, encode(4), replace(plan, optimizer="es", steps=16, batch=2, learning_rate=0.2))
     means = [each.reward for each in found.measures]
     assert np.mean(means[-4:]) > np.mean(means[:4]) + 0.1
+    told = [Row(id=f"r{number}", turns=(Turn("user", "red " + "x" * number),), completion="A") for number in range(4)]
+    rows = [Encoded(row, base.encode(str(base.template.render(row.turns))), [5]) for row in told]
     with fresh(base, "lora") as bound:
-        found = run(base, bound, encode(4), replace(plan, optimizer="grpo", learning_rate=0.05))
+        found = run(base, bound, rows, replace(plan, optimizer="grpo", learning_rate=0.05))
     means = [each.reward for each in found.measures]  # of drawn answers: far noisier than greedy ones
     assert np.mean(means[-8:]) > np.mean(means[:4]) + 0.02
 
