@@ -316,8 +316,8 @@ class _Run:
         self.torn = True
         self.losses = []
         self.curve.append(point)
-        # Until the score has risen above the start's, a later state is preferred among equals.
-        if self.best is None or score > self.best.score or (score == self.best.score and not self._risen()):
+        # Among equals the later one: its rate was lower, and its mean goes over more steps.
+        if self.best is None or score >= self.best.score:
             self.best, self.best_parameters = point, mean
         self.torn = False
 
@@ -327,8 +327,8 @@ class _Run:
     def _done_early(self) -> bool:
         if self.best is None or not self._risen():
             return False
-        since = [point for point in self.curve if point.step > self.best.step]
-        return len(since) >= self.plan.patience
+        first = next(point for point in self.curve if point.score == self.best.score)
+        return sum(point.step > first.step for point in self.curve) >= self.plan.patience
 
     def _tell(self, loss: float) -> None:
         score = self.curve[-1].score if self.curve else None
