@@ -58,7 +58,7 @@ COMMANDS = (
             "whit export tickets tickets-lora --to lora"),
     Command("import", options.ImportSettings, "whit.verbs.importing:command",
             "Read a PEFT LoRA or TinyLoRA, checked against what PEFT computes with it.",
-            "whit import tickets-peft tickets-back --base smollm2"),
+            "whit import tickets-peft tickets-back"),
     Command("bundle", options.BundleSettings, "whit.verbs.bundle:bundle",
             "A folder that is a web page: run, teach and share adapters with the network off.",
             "whit bundle tickets page --open"),

@@ -197,7 +197,7 @@ class ImportSettings:
 
     folder: Path = argument("PEFT folder: a LoRA or a TinyLoRA, in safetensors.")
     out: Path = argument("Folder to write.")
-    base: str = option("smollm2", "The base that it was trained on.")
+    base: str | None = option(None, "The base that it was trained on (default: the one that the folder names).")
     check: bool = option(True, "Compare the logits with those of PEFT itself.")
 
 

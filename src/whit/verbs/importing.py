@@ -59,8 +59,9 @@ class ImportResult:
 
 
 def command(settings: ImportSettings, *, talk: Talk | None = None) -> ImportResult:
-    """Read a PEFT folder (LoRA or TinyLoRA) of `settings.base` and write it as whit's own into `settings.out`.
+    """Read a PEFT folder (LoRA or TinyLoRA) and write it as whit's own into `settings.out`.
 
+    The base is `settings.base`, or the one that the folder names.
     A TinyLoRA along whit's basis becomes `tiny` or `xs` again, number for number; any other becomes the `lora` that
     computes the same. Raises `UsageError`, `AdapterError` (also where the check fails), `BaseError`, `StorageError`.
     """
@@ -69,9 +70,13 @@ def command(settings: ImportSettings, *, talk: Talk | None = None) -> ImportResu
         raise UsageError(f"{out} is there already; name a new folder")
 
     from whit.adapters.interop.peft_tinylora import import_peft
+    from whit.adapters.interop.tinylora_folder import read_config
     from whit.bases import load_base
 
-    base = load_base(settings.base, dtype="float32")
+    named = settings.base or read_config(settings.folder).get("base_model_name_or_path")
+    if not named or not isinstance(named, str):
+        raise UsageError(f"{settings.folder} does not name its base; name it with --base")
+    base = load_base(named, dtype="float32")
     adapter = import_peft(settings.folder, base)
     difference = None
     if settings.check:
