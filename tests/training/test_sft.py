@@ -115,6 +115,14 @@ def test_a_shared_prefix_is_computed_once_with_the_same_result(
         torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_a_large_batch_is_never_packed(base: Base, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Packed, 400 rows would need a mask of ten thousand tokens squared.
+    rows = [replace(row, prompt_ids=[*range(20, 40), *row.prompt_ids]) for row in encode(400)]
+    monkeypatch.setattr(sft, "pack", lambda batch: pytest.fail("packed"))
+    with torch.no_grad():
+        assert bool(loss_of(base, collate(rows)).isfinite().all())
+
+
 def test_what_is_kept_is_the_mean_of_the_last_steps(base: Base, tune: Tune, encode: Encode) -> None:
     bound, seen = tune("xs"), list[torch.Tensor]()
     assert isinstance(bound, BoundVector)

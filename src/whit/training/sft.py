@@ -3,8 +3,8 @@
 What is scored and kept is a mean of the numbers over the last steps (polynomial-decay averaging: Shamir & Zhang, 2013,
 arXiv 1212.1824), and of those the best on validation; training stops early when the score no longer rises. A run can
 be stopped and resumed to the same result, bit for bit on CPU. A loss that is not finite stops it, keeps the last good
-state and names the rows. Knows nothing of splits, baselines or
-verdicts: it is handed encoded rows and a function that scores the present state.
+state and names the rows. Knows nothing of splits, baselines or verdicts: it is handed encoded rows and a function
+that scores the present state.
 """
 
 from __future__ import annotations
@@ -110,36 +110,47 @@ def loss_of(base: Base, batch: Batch) -> torch.Tensor:
     computed once, forward and backward; whoever gives every row an adapter of its own asks for `unshared(batch)`.
     """
     device = base.model.device
-    decoder, at = decoder_of(base.model), batch.at.to(device)
     window = window_of(base.model.config)
     shared = batch.prefix >= _SHARED_PREFIX and len(batch.rows) > 1
+    # Sized before anything is built: the mask of a packed batch grows with the square of its length.
+    length = batch.prefix + len(batch.rows) * (batch.tokens.shape[1] - batch.prefix)
     if not shared or (window is not None and batch.tokens.shape[1] > window):
+        at = batch.at.to(device)
+        decoder = decoder_of(base.model)
         hidden = decoder(input_ids=batch.tokens.to(device), attention_mask=None, use_cache=False).last_hidden_state
         wanted = hidden[at[:, 0], at[:, 1]]
     else:
-        packed = pack(batch)
-        if packed.tokens.shape[1] <= _PACKED:
-            mask = packed.mask.to(device)
-            hidden = decoder(
-                input_ids=packed.tokens.to(device),
-                position_ids=packed.positions.to(device),
-                attention_mask=mask if window is None else {"full_attention": mask, "sliding_attention": mask},
-                use_cache=False,
-            ).last_hidden_state
-            wanted = hidden[0, packed.at.to(device)]
-        else:
-            tokens, cache = batch.tokens.to(device), DynamicCache()
-            one = decoder(input_ids=tokens[:1, : batch.prefix], use_cache=True, past_key_values=DynamicCache())
-            for place, layer in enumerate(one.past_key_values.layers):
-                wide = len(tokens), -1, -1, -1
-                cache.update(layer.keys.expand(wide), layer.values.expand(wide), place)
-            tokens = tokens[:, batch.prefix :]
-            hidden = decoder(
-                input_ids=tokens, attention_mask=None, use_cache=True, past_key_values=cache
-            ).last_hidden_state
-            wanted = hidden[at[:, 0], at[:, 1] - batch.prefix]
+        wanted = _packed(base, batch, window) if length <= _PACKED else _after_prefix(base, batch)
     logits = base.model.get_output_embeddings()(wanted)
     return F.cross_entropy(logits.float(), batch.wanted.to(device), reduction="none")
+
+
+def _packed(base: Base, batch: Batch, window: int | None) -> torch.Tensor:
+    """Hidden states at `batch.at`, from one sequence that holds the shared prefix once and no padding."""
+    device, packed = base.model.device, pack(batch)
+    mask = packed.mask.to(device)
+    hidden = decoder_of(base.model)(
+        input_ids=packed.tokens.to(device),
+        position_ids=packed.positions.to(device),
+        attention_mask=mask if window is None else {"full_attention": mask, "sliding_attention": mask},
+        use_cache=False,
+    ).last_hidden_state
+    found: torch.Tensor = hidden[0, packed.at.to(device)]
+    return found
+
+
+def _after_prefix(base: Base, batch: Batch) -> torch.Tensor:
+    """Hidden states at `batch.at`, from two passes: the shared prefix of one row, then what follows it in each."""
+    device, decoder = base.model.device, decoder_of(base.model)
+    tokens, at, cache = batch.tokens.to(device), batch.at.to(device), DynamicCache()
+    one = decoder(input_ids=tokens[:1, : batch.prefix], use_cache=True, past_key_values=DynamicCache())
+    for place, layer in enumerate(one.past_key_values.layers):
+        wide = len(tokens), -1, -1, -1
+        cache.update(layer.keys.expand(wide), layer.values.expand(wide), place)
+    rest = tokens[:, batch.prefix :]
+    hidden = decoder(input_ids=rest, attention_mask=None, use_cache=True, past_key_values=cache).last_hidden_state
+    found: torch.Tensor = hidden[at[:, 0], at[:, 1] - batch.prefix]
+    return found
 
 
 def unshared(batch: Batch) -> Batch:
