@@ -22,7 +22,7 @@ from whit.rewards.reward import Grade
 from whit.training.batching import collate
 from whit.training.evolution import centred_ranks, noise, train_evolution
 from whit.training.grpo import advantages, policy_loss, train_grpo
-from whit.training.loop import Rewarded, RewardPlan, RewardProgress
+from whit.training.reward import Rewarded, RewardPlan, RewardProgress
 from whit.training.rollouts import roll_out
 from whit.training.sft import loss_of
 

@@ -17,7 +17,9 @@ from whit.data.templates import Encoded
 from whit.errors import Interrupted, TrainingError, UsageError
 from whit.evaluation.decoding import Decoder
 from whit.training.batching import collate
-from whit.training.sft import Plan, Progress, Trained, loss_of, train, unshared, with_seed
+from whit.training.checkpoint import load_checkpoint
+from whit.training.loop import Trained, with_seed
+from whit.training.sft import Plan, Progress, loss_of, train, unshared
 
 Tune = Callable[..., Bound]
 Encode = Callable[[int], list[Encoded]]
@@ -350,7 +352,7 @@ def test_nan_stops_it_names_the_row_and_keeps_the_last_good_state(
     ) as error:
         train(base, bound, rows, plan, constant())
     assert "--learning-rate" in str(error.value)
-    found = sft.load_checkpoint(tmp_path / "run.safetensors", run="k")
+    found = load_checkpoint(tmp_path / "run.safetensors", run="k")
     assert found is not None
     assert all(torch.equal(found[0][f"now.{at}"], part) and part.isfinite().all() for at, part in enumerate(good))
 
@@ -501,7 +503,7 @@ def test_checkpoints_are_written_between_evaluations_too(
     plan = replace(PLAN, run="k", checkpoint=path, checkpoint_seconds=0.0, evaluations=1)
 
     def watch(progress: Progress) -> None:
-        found = sft.load_checkpoint(path, run="k")
+        found = load_checkpoint(path, run="k")
         seen.append(found[1]["step"] if found else None)
 
     train(base, tune("xs"), encode(24), plan, constant(), watch=watch)

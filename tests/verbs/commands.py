@@ -112,9 +112,9 @@ def full_disk_at_second_checkpoint() -> None:
     """From the second checkpoint on, the disk is full."""
     import errno
 
-    from whit.training import sft
+    from whit.training import loop
 
-    real, calls = sft.save_checkpoint, []
+    real, calls = loop.save_checkpoint, []
 
     def save(*args: Any, **kwargs: Any) -> None:
         calls.append(1)
@@ -126,14 +126,14 @@ def full_disk_at_second_checkpoint() -> None:
             os.fsync = full
         real(*args, **kwargs)
 
-    sft.save_checkpoint = save  # type: ignore[assignment]
+    loop.save_checkpoint = save  # type: ignore[assignment]
 
 
 def killed_while_writing_second_checkpoint() -> None:
     """The process is killed after the second checkpoint was written aside, before it is renamed."""
-    from whit.training import sft
+    from whit.training import loop
 
-    real, calls = sft.save_checkpoint, []
+    real, calls = loop.save_checkpoint, []
 
     def save(*args: Any, **kwargs: Any) -> None:
         calls.append(1)
@@ -141,7 +141,7 @@ def killed_while_writing_second_checkpoint() -> None:
             os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
         real(*args, **kwargs)
 
-    sft.save_checkpoint = save  # type: ignore[assignment]
+    loop.save_checkpoint = save  # type: ignore[assignment]
 
 
 def nan_in_row_13() -> None:

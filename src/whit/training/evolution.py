@@ -23,8 +23,8 @@ from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import UsageError
 from whit.rewards.reward import Reward
-from whit.training.loop import Loop, Measures, Rewarded, RewardPlan, Watch
 from whit.training.optimizers import Adam, schedule
+from whit.training.reward import Rewarded, RewardLoop, RewardPlan, Watch
 from whit.training.rollouts import roll_out
 
 LEARNING_RATE = 2.5e-2
@@ -58,22 +58,22 @@ def train_evolution(
 ) -> Rewarded:
     """Train `bound` from where it stands; `score()` answers the validation rows with its present state.
 
-    Raises `UsageError` where the adapter has no vector, and what `Loop.go` raises.
+    Raises `UsageError` where the adapter has no vector, and what `RewardLoop.run` raises.
     """
     if not isinstance(bound, BoundVector):
         raise UsageError(f"--optimizer {plan.optimizer} works on vector adapters (tiny, xs); use grpo for lora")
     if plan.population < 2 or (plan.optimizer == "es" and plan.population % 2):
         raise UsageError(f"--population {plan.population}: es needs an even number, for its noise comes in pairs")
     kind = _Cma if plan.optimizer == "cma" else _Es
-    return kind(base, bound, rows, reward, plan, score, watch).go()
+    return kind(base, bound, rows, reward, plan, score, watch).run()
 
 
-class _Population(Loop):
+class _Population(RewardLoop):
     """Steps that rate a population; what is made of the ratings is the subclass's."""
 
     bound: BoundVector
 
-    def advance(self) -> tuple[Measures, tuple[str, str, float]]:
+    def advance(self) -> None:
         """Rate every candidate on the step's prompts, as one batch; then move."""
         rows = self.prompts()
         candidates = self.candidates()
@@ -88,7 +88,8 @@ class _Population(Loop):
         self.torn = True
         self.move(values)
         best = int(values.argmax()) * len(rows)
-        return self.measure(grades, found, flat), (rows[0].row.prompt, found[best].text, grades[best].reward)
+        self.sample = rows[0].row.prompt, found[best].text, grades[best].reward
+        self.measure(grades, found, flat)
 
     @abstractmethod
     def candidates(self) -> NDArray[np.float32]:
@@ -100,8 +101,8 @@ class _Population(Loop):
 
 
 class _Es(_Population):
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def prepare(self) -> None:
+        """Adam, and the noise of the present step."""
         self.optimizer = Adam(self.bound.parameters())
         self._noise: NDArray[np.float32] = np.zeros((0, 0), dtype=np.float32)
 
@@ -121,20 +122,20 @@ class _Es(_Population):
         self.bound.v.grad = -torch.from_numpy(g).to(self.bound.v.device)
         self.optimizer.step(self.plan.learning_rate * schedule(self.step, self.plan.steps, self.plan.warmup), None)
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Adam's moments."""
+    def moments(self) -> dict[str, torch.Tensor]:
+        """Adam's."""
         return self.optimizer.state()
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over a saved state."""
-        self.optimizer.load(state)
+    def take(self, moments: dict[str, torch.Tensor]) -> None:
+        """Take over saved ones."""
+        self.optimizer.load(moments)
 
 
 class _Cma(_Population):
     """`cma` is a program with a state of its own: kept is what it was told, and a resumed run tells it again."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def prepare(self) -> None:
+        """A fresh strategy. Raises `UsageError`."""
         try:
             import cma  # noqa: F401
         except ImportError as error:
@@ -173,15 +174,15 @@ class _Cma(_Population):
         self._told.append(values)
         self.put([torch.from_numpy(np.asarray(self._strategy.mean, dtype=np.float32))])
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def moments(self) -> dict[str, torch.Tensor]:
         """Where it began and what it was told."""
         told = np.stack(self._told) if self._told else np.zeros((0, self.plan.population))
         return {"start": torch.from_numpy(self._start.copy()), "told": torch.from_numpy(told)}
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over a saved state: ask and tell all over again."""
-        self._start = state["start"].numpy().astype(np.float32)
-        self._told = list(state["told"].numpy())
+    def take(self, moments: dict[str, torch.Tensor]) -> None:
+        """Ask and tell all over again."""
+        self._start = moments["start"].numpy().astype(np.float32)
+        self._told = list(moments["told"].numpy())
         self._strategy = self._fresh()
         for values in self._told:
             self._strategy.tell(self._strategy.ask(), [-float(value) for value in values])

@@ -22,8 +22,8 @@ from whit.data.templates import Encoded
 from whit.errors import TrainingError
 from whit.rewards.reward import Reward
 from whit.training.batching import Batch, collate
-from whit.training.loop import Loop, Measures, Rewarded, RewardPlan, Watch
 from whit.training.optimizers import Adam, schedule
+from whit.training.reward import Rewarded, RewardLoop, RewardPlan, Watch
 from whit.training.rollouts import roll_out
 from whit.training.sft import loss_of
 
@@ -70,25 +70,16 @@ def train_grpo(
 
     Raises `TrainingError`, `ScoreError` (a reward that fails) and `Interrupted`; the state is saved first.
     """
-    return _Grpo(base, bound, rows, reward, plan, score, watch).go()
+    return _Grpo(base, bound, rows, reward, plan, score, watch).run()
 
 
-class _Grpo(Loop):
-    def __init__(
-        self,
-        base: Base,
-        bound: Bound,
-        rows: Sequence[Encoded],
-        reward: Reward,
-        plan: RewardPlan,
-        score: Callable[[], float],
-        watch: Watch | None,
-    ) -> None:
-        super().__init__(base, bound, rows, reward, plan, score, watch)
-        self.optimizer = Adam(bound.parameters())
-        self.length = plan.most if plan.optimizer == "dr-grpo" else None
+class _Grpo(RewardLoop):
+    def prepare(self) -> None:
+        """Adam, and the constant that Dr-GRPO has in place of an answer's length."""
+        self.optimizer = Adam(self.bound.parameters())
+        self.length = self.plan.most if self.plan.optimizer == "dr-grpo" else None
 
-    def advance(self) -> tuple[Measures, tuple[str, str, float]]:
+    def advance(self) -> None:
         """Draw, grade, and step `updates` times."""
         plan, rows = self.plan, self.prompts()
         asked = [row for row in rows for _ in range(plan.samples)]
@@ -124,24 +115,24 @@ class _Grpo(Loop):
             self.torn = True
             self.optimizer.step(rate, None)
         self.torn = True
-        sample = found[0].text, grades[0].reward
-        return self.measure(grades, found, 1 - len(telling) / len(rows)), (rows[0].row.prompt, *sample)
+        self.sample = rows[0].row.prompt, found[0].text, grades[0].reward
+        self.measure(grades, found, 1 - len(telling) / len(rows))
 
     def _refuse_nan(self, loss: torch.Tensor, batch: Batch) -> None:
         gradients = [part.grad for part in self.bound.parameters() if part.grad is not None]
         if math.isfinite(float(loss.detach())) and all(bool(torch.isfinite(part).all()) for part in gradients):
             return
         if not self.torn:
-            self._save()
+            self.save()
         raise TrainingError(
             f"the loss or its gradient became infinite or NaN at step {self.step + 1}, on row {batch.rows[0]}; the "
             "last good state is kept. Lower --learning-rate"
         )
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Adam's moments."""
+    def moments(self) -> dict[str, torch.Tensor]:
+        """Adam's."""
         return self.optimizer.state()
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over a saved state."""
-        self.optimizer.load(state)
+    def take(self, moments: dict[str, torch.Tensor]) -> None:
+        """Take over saved ones."""
+        self.optimizer.load(moments)

@@ -1,54 +1,38 @@
-"""What GRPO and evolution share: steps, evaluations, the best kept, checkpoints, and going on after an interrupt.
+"""What every run shares: steps, evaluations, the best kept, an early stop, checkpoints, going on after an interrupt.
 
 Promises that a run which is stopped or killed and resumed ends in the same numbers, bit for bit on CPU; that what is
-scored is what would be stored; and that rewards which tell nothing (the same for every answer) end the run with a
-reason. Knows nothing of how a step is made: `Loop` is told by its subclass.
+scored is what would be stored; and that among equal scores the later state is kept. Knows nothing of how a step is
+made: `Loop` is told by its subclass (supervised: `whit.training.sft`; by reward: `whit.training.reward`).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from whit.adapters.adapter import Adapter
 from whit.adapters.tunable import Bound
 from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import Interrupted, TrainingError
-from whit.rewards.reward import Grade, Reward
 from whit.training.batching import order
 from whit.training.checkpoint import load_checkpoint, save_checkpoint
-from whit.training.rollouts import Rollout
-from whit.training.sft import Point, Trained
-
-_PATIENT = 20  # steps in which no answer was better than another, from the first one on, before that ends the run
 
 
-@dataclass(frozen=True)
-class RewardPlan:
-    """How a run proceeds.
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What every plan says. `run` identifies settings, rows and base: a checkpoint of another run is refused."""
 
-    `batch` prompts a step; `samples` answers each (GRPO) or `population` candidates for all of them (evolution);
-    `most` tokens an answer; `clip` is epsilon and `updates` the passes over a step's answers (GRPO); `sigma` the
-    size of evolution's noise. `run` identifies settings, rows and base.
-    """
-
-    steps: int
     batch: int
     learning_rate: float
-    most: int
-    optimizer: str = "grpo"
-    samples: int = 8
-    population: int = 32
-    sigma: float = 0.1
-    clip: float = 0.2
-    updates: int = 1
-    warmup: float = 0.1
+    warmup: float = 0.03
     evaluations: int = 8
     patience: int = 4
     seed: int = 0
@@ -57,70 +41,65 @@ class RewardPlan:
     checkpoint_seconds: float = 60.0
 
 
-@dataclass(frozen=True)
-class Measures:
-    """One step's answers: means of reward, right, skill and format, tokens an answer.
+P = TypeVar("P", bound=Pace)
 
-    `cut` is the share that the limit cut off, `flat` the share of groups in which every answer had the same reward.
+
+def with_seed(plan: P, seed: int) -> P:
+    """The same plan from another seed, with a checkpoint of its own."""
+    checkpoint = plan.checkpoint and plan.checkpoint.with_name(f"seed-{seed}-{plan.checkpoint.name}")
+    return replace(plan, seed=seed, checkpoint=checkpoint, run=f"{plan.run}#{seed}")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation: step, mean training loss since the last one, validation score (0 to 1), seconds so far.
+
+    The loss is NaN where nothing was learned yet, and in training by reward, which has none.
     """
 
     step: int
-    reward: float
-    right: float
-    skill: float
-    format: float
-    length: float
-    cut: float
-    flat: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class RewardProgress:
-    """Where a run is; told after every step. `sample` is one prompt, its answer and that one's reward."""
-
-    step: int
-    steps: int
-    measures: Measures
-    score: float | None
+    loss: float
+    score: float
     seconds: float
-    sample: tuple[str, str, float]
-
-
-Watch = Callable[[RewardProgress], None]
 
 
 @dataclass(frozen=True)
-class Rewarded:
-    """The outcome: what supervised training gives too, and each step's measures."""
+class Trained:
+    """The outcome: the best adapter on validation, the curve, and what it cost."""
 
-    trained: Trained
-    measures: tuple[Measures, ...] = field(default=())
+    adapter: Adapter
+    curve: tuple[Point, ...]
+    best: Point
+    steps: int
+    seconds: float
+    tokens: int
+    stopped_early: bool
 
 
 class Loop(ABC):
-    """A run by reward. A subclass makes steps and says what they depend on besides the adapter's numbers."""
+    """A run. A subclass makes steps, and says what they depend on besides the adapter's numbers."""
 
     def __init__(
         self,
         base: Base,
         bound: Bound,
         rows: Sequence[Encoded],
-        reward: Reward,
-        plan: RewardPlan,
+        plan: Pace,
         score: Callable[[], float],
-        watch: Watch | None = None,
+        *,
+        steps: int,
+        lengths: Sequence[int],
     ) -> None:
+        """`steps` in all; `lengths` (rows,) in tokens, by which rows are put together. Raises `TrainingError`."""
         if not rows:
             raise TrainingError("there are no rows to train on")
-        self.base, self.bound, self.rows, self.reward, self.plan = base, bound, rows, reward, plan
-        self.score, self.watch = score, watch or (lambda progress: None)
-        self.lengths = [len(row.prompt_ids) for row in rows]
-        every = plan.steps / plan.evaluations
+        self.base, self.bound, self.rows, self.plan, self.score = base, bound, rows, plan, score
+        self.steps, self.lengths = steps, lengths
+        every = steps / plan.evaluations
         self.marks = {max(1, round(every * turn)) for turn in range(1, plan.evaluations + 1)}
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.losses: list[float] = []
         self.curve: list[Point] = []
-        self.measures: list[Measures] = []
         self.best: Point | None = None
         self.best_parameters: list[torch.Tensor] = []
         self.exact: list[torch.Tensor] | None = None  # the numbers, while rounded ones stand in for them
@@ -128,79 +107,72 @@ class Loop(ABC):
         self._epoch: tuple[int, list[list[int]]] | None = None
 
     @abstractmethod
-    def advance(self) -> tuple[Measures, tuple[str, str, float]]:
-        """One step; `torn` is True while it changes what `state` and the numbers say."""
+    def advance(self) -> None:
+        """One step, all but its count; `torn` is True from where it changes what `state` and the numbers say."""
 
     @abstractmethod
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that the next step depends on, besides the numbers."""
 
     @abstractmethod
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over a saved state."""
+    def restore(self, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+        """Take over a saved state; `about` has what `about` gave."""
 
-    def go(self) -> Rewarded:
-        """Run to the end. Raises `TrainingError`, `ScoreError`, or `Interrupted`; the state is saved first."""
+    @abstractmethod
+    def tell(self) -> None:
+        """Called after every step and its evaluation; raising `Interrupted` stops the run, its state saved."""
+
+    def about(self) -> dict[str, Any]:
+        """Plain values to be saved beside `state`."""
+        return {}
+
+    def kept(self) -> list[torch.Tensor]:
+        """The numbers that are scored and may be kept: copies."""
+        return [parameter.detach().clone() for parameter in self.bound.parameters()]
+
+    def go(self) -> Trained:
+        """Run to the end. Raises what `advance` raises, or `Interrupted`; the state is saved first."""
         self._load()
         began = time.monotonic() - self.seconds
         saved = time.monotonic()
         try:
+            # What the start scores belongs to the curve; it also becomes the state to fall back to. In a resumed
+            # run this is the evaluation, if any, that the interrupt cut short.
             self._evaluate_if_due(began)
-            while self.step < self.plan.steps and not self._done_early():
-                measures, sample = self.advance()
-                self.measures.append(measures)
-                self.tokens += measures.tokens
+            while self.step < self.steps and not self._done_early():
+                self.advance()
                 self.step += 1
                 self.torn = False
                 self.seconds = time.monotonic() - began
-                self._refuse_flat()
                 if self._evaluate_if_due(began) or time.monotonic() - saved > self.plan.checkpoint_seconds:
-                    self._save()
+                    self.save()
                     saved = time.monotonic()
-                score = self.curve[-1].score if self.curve else None
-                self.watch(RewardProgress(self.step, self.plan.steps, measures, score, self.seconds, sample))
+                self.tell()
         except (KeyboardInterrupt, Interrupted) as error:
             if not self.torn:
-                self._save()
+                self.save()
             where = (
                 f"; go on with the same command and --resume ({self.plan.checkpoint})" if self.plan.checkpoint else ""
             )
-            raise Interrupted(f"stopped at step {self.step} of {self.plan.steps}{where}") from error
+            raise Interrupted(f"stopped at step {self.step} of {self.steps}{where}") from error
         assert self.best is not None
         self.put(self.best_parameters)
-        trained = Trained(
+        return Trained(
             adapter=self.bound.export(),
             curve=tuple(self.curve),
             best=self.best,
             steps=self.step,
             seconds=time.monotonic() - began,
             tokens=self.tokens,
-            stopped_early=self.step < self.plan.steps,
+            stopped_early=self.step < self.steps,
         )
-        return Rewarded(trained, tuple(self.measures))
 
-    def prompts(self) -> list[Encoded]:
-        """The rows of the present step."""
-        per_epoch = -(-len(self.rows) // self.plan.batch)
-        epoch, within = divmod(self.step, per_epoch)
+    def places(self) -> list[int]:
+        """The places of the present step's rows."""
+        epoch, within = divmod(self.step, math.ceil(len(self.rows) / self.plan.batch))
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, order(self.lengths, self.plan.batch, seed=self.plan.seed, epoch=epoch)
-        return [self.rows[place] for place in self._epoch[1][within]]
-
-    def measure(self, grades: Sequence[Grade], rollouts: Sequence[Rollout], flat: float) -> Measures:
-        """The measures of a step's answers."""
-        count, tokens = len(grades), sum(len(each.ids) for each in rollouts)
-        return Measures(
-            step=self.step + 1,
-            reward=sum(grade.reward for grade in grades) / count,
-            right=sum(grade.right for grade in grades) / count,
-            skill=sum(grade.skill for grade in grades) / count,
-            format=sum(grade.format for grade in grades) / count,
-            length=tokens / count,
-            cut=sum(each.cut for each in rollouts) / count,
-            flat=flat,
-            tokens=tokens,
-        )
+        return self._epoch[1][within]
 
     def put(self, values: Sequence[torch.Tensor]) -> None:
         """Set the numbers."""
@@ -208,68 +180,61 @@ class Loop(ABC):
             for parameter, value in zip(self.bound.parameters(), values, strict=True):
                 parameter.copy_(value)
 
-    def _refuse_flat(self) -> None:
-        """Stop where from the first step on no answer was ever better than another."""
-        enough = min(_PATIENT, max(1, self.plan.steps // 2))
-        if len(self.measures) != enough or any(each.flat < 1 for each in self.measures):
-            return
-        same = {round(each.reward, 12) for each in self.measures}
-        said = f"{self.measures[0].reward:g} for every answer" if len(same) == 1 else "the same within every group"
-        self._save()
-        raise TrainingError(
-            f"the reward was {said} in the first {enough} steps, so there is nothing to learn from; choose rows that "
-            "the base sometimes gets right, start from a supervised adapter (--warm-start), or look at the reward"
-        )
-
     def _evaluate_if_due(self, began: float) -> bool:
         due = self.step == 0 or self.step in self.marks
         if not due or (self.curve and self.curve[-1].step == self.step):
             return False
         self.exact = exact = [parameter.detach().clone() for parameter in self.bound.parameters()]
+        kept = self.kept()
         try:
-            self.bound.load(self.bound.export())  # rounded, as it would be stored
+            # What is scored is what would be stored: rounded to its number type.
+            self.put(kept)
+            self.bound.load(self.bound.export())
             score = self.score()
         finally:
             self.put(exact)
         self.exact = None
         self.seconds = time.monotonic() - began
-        point = Point(self.step, float("nan"), score, self.seconds)
+        loss = sum(self.losses) / len(self.losses) if self.losses else float("nan")
+        point = Point(self.step, loss, score, self.seconds)
         self.torn = True
+        self.losses = []
         self.curve.append(point)
-        if self.best is None or score > self.best.score or (score == self.best.score and self._moved_only(exact)):
-            self.best, self.best_parameters = point, exact
+        if self._to_keep(score, kept):
+            self.best, self.best_parameters = point, kept
         self.torn = False
         return True
 
-    def _moved_only(self, now: Sequence[torch.Tensor]) -> bool:
-        """Whether nothing has scored above the start yet, and these numbers are others than those kept."""
-        return not self._risen() and not all(map(torch.equal, now, self.best_parameters))
-
-    def _risen(self) -> bool:
-        return self.best is not None and self.best.score > self.curve[0].score
+    def _to_keep(self, score: float, numbers: Sequence[torch.Tensor]) -> bool:
+        """Whether it is the best so far; among equals the later one: its rate was lower, and it has seen more."""
+        if self.best is None or score > self.best.score:
+            return True
+        return score == self.best.score and not all(map(torch.equal, numbers, self.best_parameters))
 
     def _done_early(self) -> bool:
-        if self.best is None or not self._risen():
+        # A score that never rose does not stop a run: there is nothing to lose yet.
+        if self.best is None or self.best.score <= self.curve[0].score:
             return False
-        return sum(point.step > self.best.step for point in self.curve) >= self.plan.patience
+        first = next(point for point in self.curve if point.score == self.best.score)
+        return sum(point.step > first.step for point in self.curve) >= self.plan.patience
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the checkpoint, if the plan has one and there is a state to fall back to."""
         if self.plan.checkpoint is None or self.best is None:
             return
         now = self.exact if self.exact is not None else self.bound.parameters()
         tensors = {f"now.{at}": part.detach() for at, part in enumerate(now)}
         tensors |= {f"best.{at}": part for at, part in enumerate(self.best_parameters)}
-        tensors |= {f"state.{name}": part for name, part in self.state().items()}
         about: dict[str, Any] = {
             "run": self.plan.run,
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
-            "measures": [asdict(each) for each in self.measures],
+            "losses": self.losses,
             "curve": [vars(point) for point in self.curve],
             "best": vars(self.best),
         }
-        save_checkpoint(self.plan.checkpoint, tensors, about)
+        save_checkpoint(self.plan.checkpoint, tensors | self.state(), about | self.about())
 
     def _load(self) -> None:
         found = load_checkpoint(self.plan.checkpoint, run=self.plan.run) if self.plan.checkpoint else None
@@ -279,9 +244,13 @@ class Loop(ABC):
         count = len(self.bound.parameters())
         self.put([tensors[f"now.{at}"] for at in range(count)])
         self.best_parameters = [tensors[f"best.{at}"] for at in range(count)]
-        prefix = "state."
-        self.restore({name[len(prefix) :]: part for name, part in tensors.items() if name.startswith(prefix)})
         self.step, self.tokens, self.seconds = about["step"], about["tokens"], about["seconds"]
-        self.measures = [Measures(**each) for each in about["measures"]]
+        self.losses = list(about["losses"])
         self.curve = [Point(**point) for point in about["curve"]]
         self.best = Point(**about["best"])
+        self.restore(tensors, about)
+
+
+def under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name[len(prefix) :]: part for name, part in tensors.items() if name.startswith(prefix)}

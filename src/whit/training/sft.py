@@ -10,24 +10,21 @@ that scores the present state.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from transformers.cache_utils import DynamicCache
 
-from whit.adapters.adapter import Adapter
 from whit.adapters.tunable import Bound, BoundLora, BoundVector
 from whit.bases import Base
 from whit.data.templates import Encoded
-from whit.errors import Interrupted, TrainingError, UsageError
+from whit.errors import TrainingError, UsageError
 from whit.evaluation.decoding import decoder_of, window_of
-from whit.training.batching import Batch, collate, order, pack, steps_in
-from whit.training.checkpoint import load_checkpoint, save_checkpoint
+from whit.training.batching import Batch, collate, pack, steps_in
+from whit.training.loop import Loop, Pace, Trained, under
 from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
 
 _AVERAGE = 8  # the mean of the numbers that is scored and kept goes over about the last ninth of the steps so far
@@ -42,32 +39,13 @@ LEARNING_RATES = {
 }
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a run proceeds. `run` identifies settings, rows and base: a checkpoint of another run is refused."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(Pace):
+    """How a run proceeds: passes over the rows, the parts a step is computed in, and what moves the numbers."""
 
     epochs: float
-    batch: int
-    learning_rate: float
     accumulate: int = 1
-    warmup: float = 0.03
     optimizer: str = "adam"
-    evaluations: int = 8
-    patience: int = 4
-    seed: int = 0
-    run: str = ""
-    checkpoint: Path | None = None
-    checkpoint_seconds: float = 60.0
-
-
-@dataclass(frozen=True)
-class Point:
-    """One evaluation: step, mean training loss since the last one, validation score (0 to 1), seconds so far."""
-
-    step: int
-    loss: float
-    score: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -80,19 +58,6 @@ class Progress:
     score: float | None
     seconds: float
     tokens: int
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The outcome: the best adapter on validation, the curve, and what it cost."""
-
-    adapter: Adapter
-    curve: tuple[Point, ...]
-    best: Point
-    steps: int
-    seconds: float
-    tokens: int
-    stopped_early: bool
 
 
 class Watch(Protocol):
@@ -171,12 +136,12 @@ def train(
 
     Raises `TrainingError` (NaN, nothing to learn from) and `Interrupted`; state is saved first.
     """
-    if not rows:
-        raise TrainingError("there are no rows to train on")
     return _Run(base, bound, rows, plan, score, watch or (lambda progress: None)).go()
 
 
-class _Run:
+class _Run(Loop):
+    plan: Plan
+
     def __init__(
         self,
         base: Base,
@@ -186,63 +151,16 @@ class _Run:
         score: Callable[[], float],
         watch: Callable[[Progress], None],
     ) -> None:
-        self.base, self.bound, self.rows, self.plan = base, bound, rows, plan
-        self.score, self.watch = score, watch
-        self.steps = steps_in(len(rows), plan.batch, plan.epochs)
-        self.per_epoch = math.ceil(len(rows) / plan.batch)
-        self.lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
+        lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
+        steps = steps_in(len(rows), plan.batch, plan.epochs)
+        super().__init__(base, bound, rows, plan, score, steps=steps, lengths=lengths)
+        self.watch, self.loss = watch, float("nan")
         self.optimizer = _optimizer(bound, plan)
-        every = self.steps / plan.evaluations
-        self.marks = sorted({max(1, round(every * turn)) for turn in range(1, plan.evaluations + 1)})
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
-        self.curve: list[Point] = []
-        self.best: Point | None = None
-        self.best_parameters: list[torch.Tensor] = []
         self.mean = [parameter.detach().clone() for parameter in bound.parameters()]
-        self.losses: list[float] = []
-        self.epoch_order: tuple[int, list[list[int]]] | None = None
-        self.exact: list[torch.Tensor] | None = None  # the numbers, while rounded ones stand in for them
-        self.torn = False  # whether an interrupt now would find half a step
 
-    def go(self) -> Trained:
-        self._restore()
-        began = time.monotonic() - self.seconds
-        saved = time.monotonic()
-        try:
-            # What the start scores belongs to the curve; it also becomes the state to fall back to. In a resumed
-            # run this is the evaluation, if any, that the interrupt cut short.
-            self._evaluate_if_due(began)
-            while self.step < self.steps and not self._done_early():
-                loss = self._one_step()
-                self.seconds = time.monotonic() - began
-                if self._evaluate_if_due(began) or time.monotonic() - saved > self.plan.checkpoint_seconds:
-                    self._save()
-                    saved = time.monotonic()
-                self._tell(loss)
-        except (KeyboardInterrupt, Interrupted) as error:
-            if not self.torn:
-                self._save()
-            where = (
-                f"; go on with the same command and --resume ({self.plan.checkpoint})" if self.plan.checkpoint else ""
-            )
-            raise Interrupted(f"stopped at step {self.step} of {self.steps}{where}") from error
-        assert self.best is not None
-        self._put(self.best_parameters)
-        return Trained(
-            adapter=self.bound.export(),
-            curve=tuple(self.curve),
-            best=self.best,
-            steps=self.step,
-            seconds=time.monotonic() - began,
-            tokens=self.tokens,
-            stopped_early=self.step < self.steps,
-        )
-
-    def _one_step(self) -> float:
-        epoch, within = divmod(self.step, self.per_epoch)
-        if self.epoch_order is None or self.epoch_order[0] != epoch:
-            self.epoch_order = epoch, order(self.lengths, self.plan.batch, seed=self.plan.seed, epoch=epoch)
-        places = self.epoch_order[1][within]
+    def advance(self) -> None:
+        """Forward, backward, and the optimiser's step."""
+        places = self.places()
         if isinstance(self.bound, BoundLora):
             # Dropout draws from this; tied to the step, so that a resumed run draws the same.
             torch.manual_seed((self.plan.seed << 32) ^ self.step)
@@ -264,13 +182,11 @@ class _Run:
         rate = self.plan.learning_rate * schedule(self.step, self.steps, self.plan.warmup)
         self.torn = True
         self.optimizer.step(rate, torch.cat(gradients) if gradients else None)
-        self.step += 1
         for held, parameter in zip(self.mean, self.bound.parameters(), strict=True):
-            held.lerp_(parameter.detach(), (_AVERAGE + 1) / (_AVERAGE + self.step))
+            held.lerp_(parameter.detach(), (_AVERAGE + 1) / (_AVERAGE + self.step + 1))
+        self.loss = total
         self.losses.append(total)
         self.tokens += sum(part.size for part in parts)
-        self.torn = False
-        return total
 
     def _accumulate(
         self, part: Batch, targets: int, rows: int, gradients: list[torch.Tensor]
@@ -296,96 +212,31 @@ class _Run:
         gradients = [parameter.grad for parameter in self.bound.parameters() if parameter.grad is not None]
         if math.isfinite(loss) and all(bool(torch.isfinite(part).all()) for part in (*gradients, *rows)):
             return
-        self._save()
+        self.save()
         what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient became infinite or NaN"
         raise TrainingError(
             f"{what} at step {self.step + 1}, on rows {', '.join(names)}; the last good state is kept. "
             "Look at those rows, or lower --learning-rate"
         )
 
-    def _evaluate_if_due(self, began: float) -> bool:
-        due = self.step == 0 or self.step in self.marks
-        if not due or (self.curve and self.curve[-1].step == self.step):
-            return False
-        self._evaluate(began)
-        return True
+    def kept(self) -> list[torch.Tensor]:
+        """The mean over the last steps."""
+        return [held.clone() for held in self.mean]
 
-    def _evaluate(self, began: float) -> None:
-        self.exact = exact = [parameter.detach().clone() for parameter in self.bound.parameters()]
-        mean = [held.clone() for held in self.mean]
-        try:
-            # What is scored is what would be stored: the mean, rounded to its number type.
-            self._put(mean)
-            self.bound.load(self.bound.export())
-            score = self.score()
-        finally:
-            self._put(exact)
-        self.exact = None
-        self.seconds = time.monotonic() - began
-        loss = sum(self.losses) / len(self.losses) if self.losses else float("nan")
-        point = Point(self.step, loss, score, self.seconds)
-        self.torn = True
-        self.losses = []
-        self.curve.append(point)
-        # Among equals the later one: its rate was lower, and its mean goes over more steps.
-        if self.best is None or score >= self.best.score:
-            self.best, self.best_parameters = point, mean
-        self.torn = False
-
-    def _risen(self) -> bool:
-        return self.best is not None and self.best.score > self.curve[0].score
-
-    def _done_early(self) -> bool:
-        if self.best is None or not self._risen():
-            return False
-        first = next(point for point in self.curve if point.score == self.best.score)
-        return sum(point.step > first.step for point in self.curve) >= self.plan.patience
-
-    def _tell(self, loss: float) -> None:
+    def tell(self) -> None:
+        """Report the step."""
         score = self.curve[-1].score if self.curve else None
-        self.watch(Progress(self.step, self.steps, loss, score, self.seconds, self.tokens))
+        self.watch(Progress(self.step, self.steps, self.loss, score, self.seconds, self.tokens))
 
-    def _put(self, values: Sequence[torch.Tensor]) -> None:
-        with torch.no_grad():
-            for parameter, value in zip(self.bound.parameters(), values, strict=True):
-                parameter.copy_(value)
+    def state(self) -> dict[str, torch.Tensor]:
+        """The mean, and the optimiser's moments."""
+        mean = {f"mean.{at}": part for at, part in enumerate(self.mean)}
+        return mean | {f"optimizer.{name}": part for name, part in self.optimizer.state().items()}
 
-    def _save(self) -> None:
-        if self.plan.checkpoint is None or self.best is None:
-            return
-        now = self.exact if self.exact is not None else self.bound.parameters()
-        tensors = {f"now.{at}": part.detach() for at, part in enumerate(now)}
-        tensors |= {f"best.{at}": part for at, part in enumerate(self.best_parameters)}
-        tensors |= {f"mean.{at}": part for at, part in enumerate(self.mean)}
-        tensors |= {f"optimizer.{name}": part for name, part in self.optimizer.state().items()}
-        about: dict[str, Any] = {
-            "run": self.plan.run,
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "losses": self.losses,
-            "curve": [vars(point) for point in self.curve],
-            "best": vars(self.best),
-        }
-        save_checkpoint(self.plan.checkpoint, tensors, about)
-
-    def _restore(self) -> None:
-        if self.plan.checkpoint is None:
-            return
-        found = load_checkpoint(self.plan.checkpoint, run=self.plan.run)
-        if found is None:
-            return
-        tensors, about = found
-        count = len(self.bound.parameters())
-        self._put([tensors[f"now.{at}"] for at in range(count)])
-        self.best_parameters = [tensors[f"best.{at}"] for at in range(count)]
-        self.mean = [tensors[f"mean.{at}"] for at in range(count)]
-        prefix = "optimizer."
-        self.optimizer.load({name[len(prefix) :]: part for name, part in tensors.items() if name.startswith(prefix)})
-        self.step, self.tokens, self.seconds = about["step"], about["tokens"], about["seconds"]
-        self.losses = list(about["losses"])
-        self.curve = [Point(**point) for point in about["curve"]]
-        self.best = Point(**about["best"])
+    def restore(self, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+        """Take over a saved state."""
+        self.mean = [state[f"mean.{at}"] for at in range(len(self.mean))]
+        self.optimizer.load(under("optimizer.", state))
 
 
 def _not_finite(losses: torch.Tensor, part: Batch) -> list[str]:
@@ -400,9 +251,3 @@ def _optimizer(bound: Bound, plan: Plan) -> Optimizer:
             raise UsageError("--optimizer natural works on vector adapters (tiny, xs); use adam for lora")
         return NaturalGradient(bound.parameters())
     return Adam(bound.parameters())
-
-
-def with_seed(plan: Plan, seed: int) -> Plan:
-    """The same plan from another seed, with a checkpoint of its own."""
-    checkpoint = plan.checkpoint and plan.checkpoint.with_name(f"seed-{seed}-{plan.checkpoint.name}")
-    return replace(plan, seed=seed, checkpoint=checkpoint, run=f"{plan.run}#{seed}")

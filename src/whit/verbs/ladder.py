@@ -10,23 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whit.errors import UsageError
 from whit.settings import BY_REWARD, TrainSettings
 from whit.talk import Talk, clock
-from whit.verbs import common
+from whit.verbs import common, runs
 from whit.verbs import reward as by_reward
 from whit.verbs import train as supervised
 
 if TYPE_CHECKING:
     from whit.bases import Base
-    from whit.data.splitting import Split
     from whit.evaluation.proof import Examiner
     from whit.evaluation.report import Extra
     from whit.evaluation.scoring import Score
-    from whit.training.sft import Trained
+    from whit.training.loop import Trained
 
 #: Kind, and numbers (tiny) or rank (xs, lora), the smallest first.
 LADDER = (("tiny", 13), ("tiny", 52), ("tiny", 210), ("xs", 2), ("xs", 4), ("lora", 1), ("lora", 8))
@@ -80,40 +78,20 @@ def train_auto(settings: TrainSettings, *, talk: Talk | None = None) -> AutoResu
     talk = talk or Talk(quiet=True)
     _refuse(settings)
     settings = by_reward.prepared(settings) if settings.reward else settings
-    folder = supervised.out_folder(settings)
-    if settings.reward:
-        split = by_reward.split_of(settings, talk)
-    else:
-        reading, split = supervised.read_and_split(settings)
-        for note in reading.notes:
-            talk.say(f"note: {note}")
-    base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
-    run = supervised.run_key(settings, split, base)
-    state = supervised.state_folder(folder, settings, run)
-    supervised.make_folder(state)
-    trainer = _Trainer(settings, split, base, run, state, talk)
+    start = runs.start(settings, talk, split=by_reward.split_of if settings.reward else None)
+    runs.make_folder(start.state)
+    trainer = _Trainer(start, talk)
     try:
-        rungs = climb(trainer, _sizes(settings, base), talk)
+        rungs = climb(trainer, _sizes(settings, start.base), talk)
     finally:
         trainer.close()
     best, kept = choose(rungs)
     remarks = remarks_on(rungs, best, kept)
-    for remark in remarks:
-        talk.say(f"note: {remark}")
-
-    from whit.verbs.prove import prove
-
-    kept.trained.adapter.save(folder)
-    supervised.remove_other_kind(folder, kept.trained.adapter)
-    supervised.atomic_seen(folder, split)
-    extras = [figure(rungs, kept)]
-    card = prove(
-        kept.settings, trainer.examiner, split, kept.trained, kept.seeds, folder, talk, extras=extras, remarks=remarks
-    )
-    for leftover in state.glob("*"):
-        leftover.unlink()
-    state.rmdir()
-    return AutoResult(folder, card, kept.trained.adapter, [_plain(rung, kept) for rung in rungs])
+    card = start.end(
+        trainer.examiner, kept.trained, kept.seeds, talk,
+        settings=kept.settings, extras=[figure(rungs, kept)], remarks=remarks,
+    )  # fmt: skip
+    return AutoResult(start.folder, card, kept.trained.adapter, [_plain(rung, kept) for rung in rungs])
 
 
 def climb(trainer: _Trainer, sizes: Sequence[tuple[str, TrainSettings]], talk: Talk) -> list[Rung]:
@@ -186,20 +164,14 @@ def figure(rungs: Sequence[Rung], kept: Rung) -> Extra:
 class _Trainer:
     """Trains one size after another on the same rows, with the same examiner."""
 
-    def __init__(self, settings: TrainSettings, split: Split, base: Base, run: str, state: Path, talk: Talk) -> None:
-        from whit.evaluation.proof import Examiner, longest_answer
-        from whit.evaluation.scoring import make_scorer
-
-        self.split, self.base, self.run, self.state, self.talk = split, base, run, state, talk
+    def __init__(self, start: runs.Start, talk: Talk) -> None:
+        self.split, self.base, self.run, self.state, self.talk = start.split, start.base, start.run, start.state, talk
         self.reward: Any = None
         self.examiner: Examiner
-        if settings.reward:
-            self.examiner, self.reward, self.encoded = by_reward.examine(settings, split, base)
+        if start.settings.reward:
+            self.examiner, self.reward, self.encoded = by_reward.examine(start.settings, self.split, self.base)
         else:
-            most = settings.max_tokens or longest_answer(split.train, base)
-            self.examiner = Examiner(base, make_scorer(settings.score, split.train), settings.instruction, most)
-            self.encoded = self.examiner.encode(split.train, learn=True)
-            self.examiner.encode(split.test)
+            self.examiner, self.encoded = supervised.examine(start.settings, self.split, self.base)
 
     def train(self, name: str, settings: TrainSettings, share: float) -> Rung:
         """One size, on a share of the steps. Its checkpoint stays, so that a resumed ladder passes it at once."""

@@ -19,7 +19,8 @@ from whit.errors import DataError, UsageError
 from whit.settings import BY_REWARD, TrainSettings
 from whit.talk import Talk
 from whit.verbs import common
-from whit.verbs.train import TrainResult, read_and_split
+from whit.verbs.runs import read_and_split
+from whit.verbs.train import TrainResult
 from whit.verbs.train import train as train_one
 
 if TYPE_CHECKING:
@@ -82,9 +83,7 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
     if settings.kind == "lora" or settings.optimizer != "adam":
         raise UsageError("--per trains tiny or xs adapters with adam")
     column = str(settings.per)
-    reading, split = read_and_split(settings)
-    for note in reading.notes:
-        talk.say(f"note: {note}")
+    split = read_and_split(settings, talk)
     learn, choose, held = (
         [(_user(row, column), row) for row in part] for part in (split.train, split.validation, split.test)
     )

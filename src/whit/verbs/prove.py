@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from whit.evaluation.card import Card
     from whit.evaluation.proof import Examiner
     from whit.evaluation.report import Extra, System
-    from whit.training.sft import Trained
+    from whit.training.loop import Trained
 
 
 def prove(

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from whit.errors import DataError, UsageError
 from whit.settings import BY_REWARD, TrainSettings
-from whit.talk import Talk, clock, size
-from whit.verbs import common
+from whit.talk import Talk
+from whit.verbs import common, runs
 from whit.verbs import train as supervised
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from whit.evaluation.proof import Examiner
     from whit.evaluation.report import Extra
     from whit.rewards import Reward
-    from whit.training.loop import Measures, Rewarded, RewardPlan
+    from whit.training.reward import Measures, Rewarded, RewardPlan
 
 MEASURES_NAME = "rewards.jsonl"
 _PROMPTS_SEEN = 1600
@@ -58,41 +58,25 @@ def train_reward(settings: TrainSettings, *, talk: Talk | None = None) -> Reward
     """
     talk = talk or Talk(quiet=True)
     settings = prepared(settings)
-    folder = supervised.out_folder(settings)
-    split = split_of(settings, talk)
-    base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
-    run = supervised.run_key(settings, split, base)
-    state = supervised.state_folder(folder, settings, run)
+    start = runs.start(settings, talk, split=split_of)
+    base, split = start.base, start.split
     examiner, reward, encoded = examine(settings, split, base)
     try:
         fresh, numbers, kind, payload = supervised.shape_of(settings, base)
-        plan = plan_of(settings, kind, len(encoded), examiner.max_tokens, run, state)
-        supervised.make_folder(state)
-        told = f"adapter  {kind}: {numbers:,} numbers of {base.parameters:,} ({size(payload)} of payload)"
-        talk.say(f"base     {base.name}: {base.parameters / 1e6:.1f} M parameters, {base.dtype}, {base.licence}")
-        talk.say(f"rows     {len(split.train):,} to learn from, {len(split.validation):,} to choose by, "
-                 f"{len(split.test):,} held out")  # fmt: skip
-        talk.say(f"reward   {reward.name}; proved by {examiner.scorer.name}\n{told}\nplan     {_said(plan)}")
+        plan = plan_of(settings, kind, len(encoded), examiner.max_tokens, start.run, start.state)
+        runs.make_folder(start.state)
+        start.introduce(talk)
+        talk.say(f"reward   {reward.name}; proved by {examiner.scorer.name}")
+        start.size(talk, kind, numbers, payload)
+        talk.say(f"plan     {_said(plan)}")
         found, seeds = train_seeds(settings, examiner, reward, fresh, encoded, split, plan, talk)
-
-        from whit.verbs.prove import prove
-
-        trained = found.trained
-        trained.adapter.save(folder)
-        supervised.remove_other_kind(folder, trained.adapter)
-        supervised.atomic_seen(folder, split)
-        write_measures(folder / MEASURES_NAME, found.measures)
+        write_measures(start.folder / MEASURES_NAME, found.measures)
         remarks = remarks_on(found.measures, examiner.max_tokens)
-        for remark in remarks:
-            talk.say(f"note: {remark}")
         extras = [curves(found.measures)]
-        card = prove(settings, examiner, split, trained, seeds, folder, talk, extras=extras, remarks=remarks)
+        card = start.end(examiner, found.trained, seeds, talk, extras=extras, remarks=remarks)
     finally:
         reward.close()
-    for leftover in state.glob("*"):
-        leftover.unlink()
-    state.rmdir()
-    return RewardResult(folder, card, trained.adapter, about_of(reward, plan, found, remarks))
+    return RewardResult(start.folder, card, found.trained.adapter, about_of(reward, plan, found, remarks))
 
 
 def prepared(settings: TrainSettings) -> TrainSettings:
@@ -117,7 +101,7 @@ def prepared(settings: TrainSettings) -> TrainSettings:
     rest = names[0].removeprefix("gym:")
     name, _ = parse_name(rest)
     folder = settings.out or Path(name)
-    supervised.make_folder(folder)
+    runs.make_folder(folder)
     path = write_rows(folder / f"{name}.jsonl", rest, count=settings.limit or ROWS, seed=settings.seed)
     return replace(settings, data=path, out=folder)
 
@@ -135,10 +119,7 @@ def split_of(settings: TrainSettings, talk: Talk) -> Split:
         if not (split.train and split.validation and split.test):
             raise DataError(f"{len(reading.rows)} rows are too few to split; raise --limit, --validation or --test")
         return split
-    reading, split = supervised.read_and_split(settings)
-    for note in reading.notes:
-        talk.say(f"note: {note}")
-    return split
+    return runs.read_and_split(settings, talk)
 
 
 def examine(settings: TrainSettings, split: Split, base: Base) -> tuple[Examiner, Reward, list[Encoded]]:
@@ -172,7 +153,7 @@ def plan_of(settings: TrainSettings, kind: str, rows: int, most: int, run: str, 
     from whit.training.batching import steps_in
     from whit.training.evolution import LEARNING_RATE
     from whit.training.grpo import LEARNING_RATES
-    from whit.training.loop import RewardPlan
+    from whit.training.reward import RewardPlan
 
     evolves = settings.optimizer in ("es", "cma")
     if evolves and kind == "lora":
@@ -212,24 +193,13 @@ def train_seeds(
     talk: Talk,
 ) -> tuple[Rewarded, dict[int, float]]:
     """Train every seed; the one that scores best on validation, and every seed's score."""
-    best: Rewarded | None = None
-    scores: dict[int, float] = {}
-    for seed in range(settings.seed, settings.seed + settings.seeds):
-        checkpoint = plan.checkpoint and plan.checkpoint.with_name(f"seed-{seed}-{plan.checkpoint.name}")
-        own = replace(plan, seed=seed, checkpoint=checkpoint, run=f"{plan.run}#{seed}")
-        bound = fresh(seed)
-        try:
-            if settings.warm_start:
-                bound.load(common.open_specialist(settings.warm_start).adapter)
-            name = "training" if settings.seeds == 1 else f"seed {seed}"
-            found = _train_one(name, examiner, reward, bound, encoded, split, own, settings.validation_rows, talk)
-        finally:
-            bound.detach()
-        scores[seed] = found.trained.best.score
-        if best is None or found.trained.best.score > best.trained.best.score:
-            best = found
-    assert best is not None
-    return best, scores
+
+    def one(bound: Bound, plan: RewardPlan, name: str) -> Rewarded:
+        if settings.warm_start:
+            bound.load(common.open_specialist(settings.warm_start).adapter)
+        return _train_one(name, examiner, reward, bound, encoded, split, plan, settings.validation_rows, talk)
+
+    return runs.best_of_seeds(settings, plan, fresh, one, lambda found: found.trained, talk)
 
 
 def _train_one(
@@ -245,7 +215,7 @@ def _train_one(
 ) -> Rewarded:
     from whit.training.evolution import train_evolution
     from whit.training.grpo import train_grpo
-    from whit.training.loop import RewardProgress
+    from whit.training.reward import RewardProgress
 
     validation = list(split.validation[:most_rows])
     choosing = examiner.encode(validation)
@@ -275,14 +245,7 @@ def _train_one(
             talk.say(f"  sample: {_short(prompt)} -> {_short(answer)} ({value:g})")
 
     train = train_evolution if plan.optimizer in ("es", "cma") else train_grpo
-    found = train(examiner.base, bound, encoded, reward, plan, score, watch=watch)
-    trained = found.trained
-    early = ", stopped early" if trained.stopped_early else ""
-    talk.say(
-        f"{name}: best {100 * trained.best.score:.1f} on validation at step {trained.best.step} "
-        f"({clock(trained.seconds)}{early})"
-    )
-    return found
+    return train(examiner.base, bound, encoded, reward, plan, score, watch=watch)
 
 
 def about_of(reward: Reward, plan: RewardPlan, found: Rewarded, remarks: Sequence[str]) -> dict[str, Any]:

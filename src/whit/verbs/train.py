@@ -6,33 +6,28 @@ neither training nor choosing saw. Ends with the verdict, a report, a card and t
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whit.data.rows import content_key, read
-from whit.data.splitting import Split, split_rows
-from whit.errors import DataError, StorageError, UsageError
-from whit.settings import BY_REWARD, TrainSettings, as_plain
+from whit.errors import UsageError
+from whit.settings import BY_REWARD, TrainSettings
 from whit.talk import Talk, clock, size
-from whit.verbs import common
+from whit.verbs import common, runs
 
 if TYPE_CHECKING:
     from whit.adapters.adapter import Adapter
     from whit.adapters.tunable import Bound
     from whit.bases import Base
+    from whit.data.splitting import Split
     from whit.data.templates import Encoded
     from whit.evaluation.proof import Examiner
-    from whit.training.sft import Plan, Trained
+    from whit.training.loop import Trained
+    from whit.training.sft import Plan
 
 _ROWS_SEEN = 4000
-_STATE = "state"
-# Rows and base are known by their content, wherever they lie.
-_NOT_PART_OF_A_RUN = ("data", "test_data", "base", "out", "resume", "threads", "baselines", "shots")
 
 
 @dataclass(frozen=True)
@@ -70,118 +65,30 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
         raise UsageError("a vector for each user is trained by whit.verbs.personal.train_personal")
     if settings.reward or settings.kind == "auto" or settings.optimizer in BY_REWARD:
         raise UsageError("--reward and --kind auto are run by whit.verbs.personal.command")
-    folder = out_folder(settings)
-    reading, split = read_and_split(settings)
-    for note in reading.notes:
-        talk.say(f"note: {note}")
-    base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
-    run = run_key(settings, split, base)
-    state = state_folder(folder, settings, run)
+    start = runs.start(settings, talk)
+    base, split = start.base, start.split
+    examiner, encoded = examine(settings, split, base)
+    fresh, numbers, kind, payload = shape_of(settings, base)
+    plan = plan_of(settings, kind, len(encoded), start.run, start.state)
+    runs.make_folder(start.state)
+    start.introduce(talk)
+    talk.say(f"score    {examiner.scorer.name} ({examiner.scorer.reason})")
+    start.size(talk, kind, numbers, payload)
+    announce(talk, settings, base, examiner, plan, encoded)
+    trained, seeds = train_seeds(settings, examiner, fresh, encoded, split, plan, talk)
+    return TrainResult(start.folder, start.end(examiner, trained, seeds, talk), trained.adapter)
 
+
+def examine(settings: TrainSettings, split: Split, base: Base) -> tuple[Examiner, list[Encoded]]:
+    """Who answers and scores, and the training rows as tokens. Raises `DataError` for rows beyond the context."""
     from whit.evaluation.proof import Examiner, longest_answer
     from whit.evaluation.scoring import make_scorer
 
-    scorer = make_scorer(settings.score, split.train)
     most = settings.max_tokens or longest_answer(split.train, base)
-    examiner = Examiner(base, scorer, settings.instruction, most)
+    examiner = Examiner(base, make_scorer(settings.score, split.train), settings.instruction, most)
     encoded = examiner.encode(split.train, learn=True)
     examiner.encode(split.test)
-    fresh, numbers, kind, payload = shape_of(settings, base)
-    plan = plan_of(settings, kind, len(encoded), run, state)
-    make_folder(state)
-    announce(talk, settings, base, split, examiner, kind, numbers, payload, plan, encoded)
-    trained, seeds = train_seeds(settings, examiner, fresh, encoded, split, plan, talk)
-
-    from whit.verbs.prove import prove
-
-    trained.adapter.save(folder)
-    remove_other_kind(folder, trained.adapter)
-    atomic_seen(folder, split)
-    card = prove(settings, examiner, split, trained, seeds, folder, talk)
-    for leftover in state.glob("*"):
-        leftover.unlink()
-    state.rmdir()
-    return TrainResult(folder, card, trained.adapter)
-
-
-def out_folder(settings: TrainSettings) -> Path:
-    """The folder to write to. Raises `UsageError` where that is the data, or a file."""
-    folder = settings.out or Path(settings.data.stem)
-    if folder.resolve() == settings.data.resolve():
-        raise UsageError(f"{folder} is the data; name another folder for the adapter with --out")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; name a folder for the adapter with --out")
-    return folder
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder before anything long is begun. Raises `StorageError` where it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
-
-
-def remove_other_kind(folder: Path, adapter: Adapter) -> None:
-    """Take away the adapter of an earlier run of another kind, which would be read in this one's place."""
-    from whit.adapters.adapter import FILE_NAME
-    from whit.adapters.lora import CONFIG_NAME, WEIGHTS_NAME
-
-    for name in (FILE_NAME,) if adapter.lora is not None else (CONFIG_NAME, WEIGHTS_NAME):
-        (folder / name).unlink(missing_ok=True)
-
-
-def read_and_split(settings: TrainSettings) -> tuple[Any, Split]:
-    """The rows and their split, before anything else is done. Raises `DataError`."""
-    reading = read(
-        settings.data,
-        prompt_column=settings.prompt_column,
-        completion_column=settings.completion_column,
-        group_column=settings.group_column,
-        limit=settings.limit,
-    )
-    if settings.test_data is None:
-        split = split_rows(reading.rows, validation=settings.validation, test=settings.test, seed=settings.seed)
-        if not split.test:
-            raise DataError("0 held-out rows: nothing could be proved; give --test a share above 0, or --test-data")
-    else:
-        held = read(
-            settings.test_data, prompt_column=settings.prompt_column, completion_column=settings.completion_column
-        ).rows
-        kept = split_rows(reading.rows, validation=settings.validation, test=0.0, seed=settings.seed)
-        inputs = {content_key(row.turns) for row in held}
-        split = Split(
-            tuple(row for row in kept.train if content_key(row.turns) not in inputs),
-            tuple(row for row in kept.validation if content_key(row.turns) not in inputs),
-            held,
-        )
-    if not split.validation:
-        raise DataError("0 validation rows: no step could be chosen; give --validation a share above 0")
-    if not split.train or not split.test:
-        raise DataError("after splitting there is nothing to learn from or nothing to prove with; give more rows")
-    return reading, split
-
-
-def run_key(settings: TrainSettings, split: Split, base: Base) -> str:
-    """What makes a run the same run: settings, rows and base."""
-    plain = {key: value for key, value in as_plain(settings).items() if key not in _NOT_PART_OF_A_RUN}
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for rows in (split.train, split.validation, split.test):
-        for row in rows:
-            digest.update(f"\n{row.id}\0{content_key(row.turns)}\0{row.completion}".encode())
-    digest.update(base.fingerprint.encode() + base.dtype.encode())
-    return digest.hexdigest()
-
-
-def state_folder(folder: Path, settings: TrainSettings, run: str) -> Path:
-    """The folder for checkpoints. Raises `UsageError` where an interrupted run lies there that was not asked for."""
-    state = folder / _STATE
-    if not settings.resume and any(state.glob("*.safetensors")):
-        raise UsageError(
-            f"{state}: an interrupted run is here; go on with --resume, remove that folder to start anew, "
-            "or choose another --out"
-        )
-    return state
+    return examiner, encoded
 
 
 def shape_of(settings: TrainSettings, base: Base) -> tuple[Callable[[int], Bound], int, str, int]:
@@ -255,28 +162,12 @@ def plan_of(settings: TrainSettings, kind: str, rows: int, run: str, state: Path
 
 
 def announce(
-    talk: Talk,
-    settings: TrainSettings,
-    base: Base,
-    split: Split,
-    examiner: Examiner,
-    kind: str,
-    numbers: int,
-    payload: int,
-    plan: Plan,
-    encoded: Sequence[Encoded],
+    talk: Talk, settings: TrainSettings, base: Base, examiner: Examiner, plan: Plan, encoded: Sequence[Encoded]
 ) -> None:
     """Say what is about to be done, and how long it may take."""
     from whit.training.batching import steps_in
 
     steps = steps_in(len(encoded), plan.batch, plan.epochs)
-    talk.say(f"base     {base.name}: {base.parameters / 1e6:.1f} M parameters, {base.dtype}, {base.licence}")
-    talk.say(
-        f"rows     {len(split.train):,} to learn from, {len(split.validation):,} to choose by, "
-        f"{len(split.test):,} held out"
-    )
-    talk.say(f"score    {examiner.scorer.name} ({examiner.scorer.reason})")
-    talk.say(f"adapter  {kind}: {numbers:,} numbers of {base.parameters:,} ({size(payload)} of payload)")
     talk.say(
         f"plan     {plan.epochs:.3g} passes, {steps:,} steps of {plan.batch} rows, rate {plan.learning_rate:g}, "
         f"{plan.evaluations} evaluations on up to {settings.validation_rows} rows"
@@ -314,46 +205,23 @@ def train_seeds(
     talk: Talk,
 ) -> tuple[Trained, dict[int, float]]:
     """Train every seed; the one that scores best on validation, and every seed's score."""
-    from whit.training.sft import Progress, train, with_seed
+    from whit.training.sft import Progress, train
 
     validation = list(split.validation[: settings.validation_rows])
     choosing = examiner.encode(validation)
-    best: Trained | None = None
-    scores: dict[int, float] = {}
-    for seed in range(settings.seed, settings.seed + settings.seeds):
-        bound = fresh(seed)
-        name = "training" if settings.seeds == 1 else f"seed {seed}"
 
-        def score(bound: Bound = bound) -> float:
+    def one(bound: Bound, plan: Plan, name: str) -> Trained:
+        def score() -> float:
             found = examiner.score(examiner.answer(choosing, bound), validation)
             return sum(item.value for item in found) / len(found)
 
-        def watch(progress: Progress, name: str = name) -> None:
+        def watch(progress: Progress) -> None:
             held = "" if progress.score is None else f"  validation {100 * progress.score:.1f}"
             talk.progress(name, progress.step, progress.steps, progress.seconds, f"loss {progress.loss:.3f}{held}")
 
-        try:
-            trained = train(examiner.base, bound, encoded, with_seed(plan, seed), score, watch=watch)
-        finally:
-            bound.detach()
-        scores[seed] = trained.best.score
-        early = ", stopped early" if trained.stopped_early else ""
-        talk.say(
-            f"{name}: best {100 * trained.best.score:.1f} on validation at step {trained.best.step} "
-            f"({clock(trained.seconds)}{early})"
-        )
-        if best is None or trained.best.score > best.best.score:
-            best = trained
-    assert best is not None
-    return best, scores
+        return train(examiner.base, bound, encoded, plan, score, watch=watch)
 
-
-def atomic_seen(folder: Path, split: Split) -> None:
-    """Keep hashes of the rows that training and choosing saw, so that `whit eval` can leave them out."""
-    from whit.files import atomic_write
-
-    keys = sorted({common.seen_key(row) for row in (*split.train, *split.validation)})
-    atomic_write(folder / common.SEEN_NAME, "\n".join(keys) + "\n")
+    return runs.best_of_seeds(settings, plan, fresh, one, lambda trained: trained, talk)
 
 
 def summary(card: Any, folder: Path) -> str:

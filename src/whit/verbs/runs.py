@@ -1,0 +1,224 @@
+"""What every way of training shares: where a run begins, its seeds, and how it ends in a folder with a verdict.
+
+A run is known by its settings, rows and base, and leaves its state in the adapter's folder until it has ended. Knows
+nothing of what is trained, nor by what.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from whit.data.rows import content_key, read
+from whit.data.splitting import Split, split_rows
+from whit.errors import DataError, StorageError, UsageError
+from whit.settings import TrainSettings, as_plain
+from whit.talk import Talk, clock, size
+from whit.verbs import common
+
+if TYPE_CHECKING:
+    from whit.adapters.adapter import Adapter
+    from whit.adapters.tunable import Bound
+    from whit.bases import Base
+    from whit.evaluation.card import Card
+    from whit.evaluation.proof import Examiner
+    from whit.evaluation.report import Extra
+    from whit.training.loop import Pace, Trained
+
+_STATE = "state"
+# Rows and base are known by their content, wherever they lie.
+_NOT_PART_OF_A_RUN = ("data", "test_data", "base", "out", "resume", "threads", "baselines", "shots")
+R = TypeVar("R")
+P = TypeVar("P", bound="Pace")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: rows, base, the key `run` that it is known by, and the folder `state` for its checkpoints."""
+
+    settings: TrainSettings
+    folder: Path
+    split: Split
+    base: Base
+    run: str
+    state: Path
+
+    def introduce(self, talk: Talk) -> None:
+        """Say what it works with."""
+        base, split = self.base, self.split
+        talk.say(f"base     {base.name}: {base.parameters / 1e6:.1f} M parameters, {base.dtype}, {base.licence}")
+        talk.say(
+            f"rows     {len(split.train):,} to learn from, {len(split.validation):,} to choose by, "
+            f"{len(split.test):,} held out"
+        )
+
+    def size(self, talk: Talk, kind: str, numbers: int, payload: int) -> None:
+        """Say what is trained; `payload` in bytes."""
+        talk.say(f"adapter  {kind}: {numbers:,} numbers of {self.base.parameters:,} ({size(payload)} of payload)")
+
+    def end(
+        self,
+        examiner: Examiner,
+        trained: Trained,
+        seeds: dict[int, float],
+        talk: Talk,
+        *,
+        settings: TrainSettings | None = None,
+        extras: Sequence[Extra] = (),
+        remarks: Sequence[str] = (),
+    ) -> Card:
+        """Keep the adapter, prove it (`settings`: those it was trained with, if others), and remove the run's state."""
+        from whit.verbs.prove import prove
+
+        trained.adapter.save(self.folder)
+        remove_other_kind(self.folder, trained.adapter)
+        atomic_seen(self.folder, self.split)
+        for remark in remarks:
+            talk.say(f"note: {remark}")
+        card = prove(
+            settings or self.settings, examiner, self.split, trained, seeds, self.folder, talk,
+            extras=extras, remarks=remarks,
+        )  # fmt: skip
+        for leftover in self.state.glob("*"):
+            leftover.unlink()
+        self.state.rmdir()
+        return card
+
+
+def start(settings: TrainSettings, talk: Talk, *, split: Callable[[TrainSettings, Talk], Split] | None = None) -> Start:
+    """Read and split the rows, then load the base. Raises `UsageError`, `DataError`, `BaseError`."""
+    folder = out_folder(settings)
+    rows = (split or read_and_split)(settings, talk)
+    base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
+    run = run_key(settings, rows, base)
+    return Start(settings, folder, rows, base, run, state_folder(folder, settings, run))
+
+
+def best_of_seeds(
+    settings: TrainSettings,
+    plan: P,
+    fresh: Callable[[int], Bound],
+    one: Callable[[Bound, P, str], R],
+    trained: Callable[[R], Trained],
+    talk: Talk,
+) -> tuple[R, dict[int, float]]:
+    """Train every seed by `one`; what scores best on validation, and every seed's score.
+
+    `one` is given a fresh adapter, the seed's plan and what to call the run; `trained` looks into what it gives.
+    """
+    from whit.training.loop import with_seed
+
+    best: R | None = None
+    scores: dict[int, float] = {}
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        name = "training" if settings.seeds == 1 else f"seed {seed}"
+        bound = fresh(seed)
+        try:
+            found = one(bound, with_seed(plan, seed), name)
+        finally:
+            bound.detach()
+        about = trained(found)
+        scores[seed] = about.best.score
+        early = ", stopped early" if about.stopped_early else ""
+        talk.say(
+            f"{name}: best {100 * about.best.score:.1f} on validation at step {about.best.step} "
+            f"({clock(about.seconds)}{early})"
+        )
+        if best is None or about.best.score > trained(best).best.score:
+            best = found
+    assert best is not None
+    return best, scores
+
+
+def out_folder(settings: TrainSettings) -> Path:
+    """The folder to write to. Raises `UsageError` where that is the data, or a file."""
+    folder = settings.out or Path(settings.data.stem)
+    if folder.resolve() == settings.data.resolve():
+        raise UsageError(f"{folder} is the data; name another folder for the adapter with --out")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder for the adapter with --out")
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder before anything long is begun. Raises `StorageError` where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+
+
+def remove_other_kind(folder: Path, adapter: Adapter) -> None:
+    """Take away the adapter of an earlier run of another kind, which would be read in this one's place."""
+    from whit.adapters.adapter import FILE_NAME
+    from whit.adapters.lora import CONFIG_NAME, WEIGHTS_NAME
+
+    for name in (FILE_NAME,) if adapter.lora is not None else (CONFIG_NAME, WEIGHTS_NAME):
+        (folder / name).unlink(missing_ok=True)
+
+
+def read_and_split(settings: TrainSettings, talk: Talk) -> Split:
+    """The rows and their split, before anything else is done. Raises `DataError`."""
+    reading = read(
+        settings.data,
+        prompt_column=settings.prompt_column,
+        completion_column=settings.completion_column,
+        group_column=settings.group_column,
+        limit=settings.limit,
+    )
+    for note in reading.notes:
+        talk.say(f"note: {note}")
+    if settings.test_data is None:
+        split = split_rows(reading.rows, validation=settings.validation, test=settings.test, seed=settings.seed)
+        if not split.test:
+            raise DataError("0 held-out rows: nothing could be proved; give --test a share above 0, or --test-data")
+    else:
+        held = read(
+            settings.test_data, prompt_column=settings.prompt_column, completion_column=settings.completion_column
+        ).rows
+        kept = split_rows(reading.rows, validation=settings.validation, test=0.0, seed=settings.seed)
+        inputs = {content_key(row.turns) for row in held}
+        split = Split(
+            tuple(row for row in kept.train if content_key(row.turns) not in inputs),
+            tuple(row for row in kept.validation if content_key(row.turns) not in inputs),
+            held,
+        )
+    if not split.validation:
+        raise DataError("0 validation rows: no step could be chosen; give --validation a share above 0")
+    if not split.train or not split.test:
+        raise DataError("after splitting there is nothing to learn from or nothing to prove with; give more rows")
+    return split
+
+
+def run_key(settings: TrainSettings, split: Split, base: Base) -> str:
+    """What makes a run the same run: settings, rows and base."""
+    plain = {key: value for key, value in as_plain(settings).items() if key not in _NOT_PART_OF_A_RUN}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for rows in (split.train, split.validation, split.test):
+        for row in rows:
+            digest.update(f"\n{row.id}\0{content_key(row.turns)}\0{row.completion}".encode())
+    digest.update(base.fingerprint.encode() + base.dtype.encode())
+    return digest.hexdigest()
+
+
+def state_folder(folder: Path, settings: TrainSettings, run: str) -> Path:
+    """The folder for checkpoints. Raises `UsageError` where an interrupted run lies there that was not asked for."""
+    state = folder / _STATE
+    if not settings.resume and any(state.glob("*.safetensors")):
+        raise UsageError(
+            f"{state}: an interrupted run is here; go on with --resume, remove that folder to start anew, "
+            "or choose another --out"
+        )
+    return state
+
+
+def atomic_seen(folder: Path, split: Split) -> None:
+    """Keep hashes of the rows that training and choosing saw, so that `whit eval` can leave them out."""
+    from whit.files import atomic_write
+
+    keys = sorted({common.seen_key(row) for row in (*split.train, *split.validation)})
+    atomic_write(folder / common.SEEN_NAME, "\n".join(keys) + "\n")
