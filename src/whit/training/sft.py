@@ -68,7 +68,13 @@ class Watch(Protocol):
 
 
 def loss_of(base: Base, batch: Batch) -> torch.Tensor:
-    """Each wanted token's cross-entropy in nats, shape (targets,), with whatever adapter is active.
+    """Each wanted token's cross-entropy in nats, shape (targets,), with whatever adapter is active."""
+    logits = logits_of(base, batch)
+    return F.cross_entropy(logits.float(), batch.wanted.to(logits.device), reduction="none")
+
+
+def logits_of(base: Base, batch: Batch) -> torch.Tensor:
+    """What predicts each wanted token, shape (targets, vocabulary), with whatever adapter is active.
 
     The head is applied to the places that predict an answer's token only: with a vocabulary of 49,152 it would
     otherwise be a fifth of a small model's work. A prefix that all rows share (system turn, instruction) is
@@ -86,8 +92,8 @@ def loss_of(base: Base, batch: Batch) -> torch.Tensor:
         wanted = hidden[at[:, 0], at[:, 1]]
     else:
         wanted = _packed(base, batch, window) if length <= _PACKED else _after_prefix(base, batch)
-    logits = base.model.get_output_embeddings()(wanted)
-    return F.cross_entropy(logits.float(), batch.wanted.to(device), reduction="none")
+    logits: torch.Tensor = base.model.get_output_embeddings()(wanted)
+    return logits
 
 
 def _packed(base: Base, batch: Batch, window: int | None) -> torch.Tensor:
