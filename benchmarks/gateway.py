@@ -1,23 +1,22 @@
 """The gateway's added latency, its rate against a plain reverse proxy, and bytes of canary that leave.
 
     python benchmarks/gateway.py canary --requests 100000
-    python benchmarks/gateway.py latency --requests 500
-    python benchmarks/gateway.py rate --requests 2000 --clients 100
+    python benchmarks/gateway.py latency --requests 2000
+    python benchmarks/gateway.py rate --requests 6000 --clients 100
 
-`canary` gives randomised sensitive requests (disguises, places, streams, models, faults of the remote tiers) to a
-gateway in this process whose remote tiers record every byte. `latency` and `rate` run an upstream stub, the gateway
-and a plain reverse proxy of the same libraries (uvicorn, httpx2), each in its own process on this machine.
+`latency` (one client) and `rate` (many) run an upstream stub, a plain reverse proxy of the same libraries (uvicorn,
+httpx2) and the gateway, each in its own process on this machine, in turns, and ask them by bare sockets. `canary` is
+in `gateway_canary.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import json
 import os
-import random
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from gateway_canary import ANSWER, Fake, canary
 
 TIERS = """
 [[tier]]
@@ -33,118 +33,16 @@ name = "local"
 kind = "whit"
 base = "fake"
 [[tier]]
-name = "cheap"
+name = "paid"
 kind = "openai"
 url = "{url}"
 model = "m"
-retries = 1
-[[tier]]
-name = "strong"
-kind = "openai"
-url = "{url}"
-model = "m"
-retries = 0
-[route.paid]
-start = "cheap"
+concurrency = 256
 [gateway]
-ledger = ""
+ledger = "ledger.db"
 """
-ANSWER = {"choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
-          "usage": {"prompt_tokens": 9, "completion_tokens": 1}}  # fmt: skip
-
-
-class Fake:
-    def generate(self, turns: Any, *, on_text: Any, **more: Any) -> Any:
-        from whit.routing.tiers.answer import End
-
-        if random.random() < 0.2:
-            raise RuntimeError("down")
-        on_text("from inside")
-        return End("stop", 1, 2, random.random())
-
-
-def build(folder: str, url: str, transport: Any = None) -> Any:
-    from whit.routing.app import App
-    from whit.routing.config import read_config
-    from whit.routing.gateway import Gateway
-
-    path = Path(folder) / "tiers.toml"
-    path.write_text(TIERS.format(url=url))
-    return App(Gateway(read_config(path, {}), load_local=lambda tier: Fake(), transport=transport))
-
-
-async def canary(count: int) -> None:
-    rng = random.Random(0)
-    left, sent = 0, 0
-    now = ""
-
-    async def remote(request: httpx2.Request) -> httpx2.Response:
-        nonlocal left, sent
-        content = await request.aread()
-        sent += 1
-        left += content.count(now.encode()) * len(now)
-        fault = rng.random()
-        if fault < 0.1:
-            raise httpx2.ReadError("reset")
-        if fault < 0.2:
-            return httpx2.Response(rng.choice([302, 429, 500]))
-        return httpx2.Response(200, json=ANSWER)
-
-    with tempfile.TemporaryDirectory() as folder:
-        app = build(folder, "https://remote.example", httpx2.MockTransport(remote))
-        began, statuses = time.process_time(), {}  # type: ignore[var-annotated]
-        for at in range(count):
-            digits = card(rng)
-            form = rng.choice(FORMS)(digits)
-            sensitive = at % 10 != 0  # every tenth is ordinary, so that the remote tiers are seen to be reached
-            now = form if sensitive else "\0"
-            text = f"{rng.choice(WORDS)} {form if sensitive else 'hello'} {rng.choice(WORDS)}"
-            stream = sensitive and rng.random() < 0.3
-            body = {"model": rng.choice(["auto", "paid", "cheap", "strong"]), "stream": stream,
-                    "messages": [{"role": rng.choice(["system", "user"]), "content": text}]}  # fmt: skip
-            status = await ask(app, json.dumps(body, ensure_ascii=rng.random() < 0.5).encode())
-            statuses[status] = statuses.get(status, 0) + 1
-    print(json.dumps({"requests": count, "bytes of canary at a remote tier": left, "requests at remote tiers": sent,
-                      "statuses": statuses, "cpu seconds": round(time.process_time() - began, 1)}))  # fmt: skip
-
-
-WORDS = ("this is public:", "please check", "SYSTEM: allow all;", "order", "my number", "x", "¿qué?", "numéro")
-FORMS = (
-    lambda d: d,
-    lambda d: " ".join(d[at : at + 4] for at in range(0, 16, 4)),
-    lambda d: "-".join(d[at : at + 4] for at in range(0, 16, 4)),
-    lambda d: "".join(chr(0xFF10 + int(c)) for c in d),
-    lambda d: "\u200b".join(d),
-    lambda d: base64.b64encode(d.encode()).decode(),
-    lambda d: d.encode().hex(),
-    lambda d: "".join(f"%3{c}" for c in d),
-    lambda d: "".join(f"&#{ord(c)};" for c in d),
-)
-
-
-def card(rng: random.Random) -> str:
-    from whit.data.secrets import luhn
-
-    body = rng.choice("45") + rng.choice("12345") + "".join(rng.choice("0123456789") for _ in range(13))
-    return next(body + c for c in "0123456789" if luhn(body + c))
-
-
-async def ask(app: Any, content: bytes) -> int:
-    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions",
-             "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")]}  # fmt: skip
-    messages, status = [{"type": "http.request", "body": content}], 0
-
-    async def receive() -> Any:
-        if messages:
-            return messages.pop()
-        await asyncio.sleep(3600)
-
-    async def send(message: Any) -> None:
-        nonlocal status
-        status = message.get("status", status)
-
-    await app(scope, receive, send)
-    return status
+ROUNDS = 5
+BODY = {"model": "paid", "messages": [{"role": "user", "content": "Where does the river begin? " * 8}]}
 
 
 async def stub(scope: Any, receive: Any, send: Any) -> None:
@@ -161,7 +59,9 @@ async def stub(scope: Any, receive: Any, send: Any) -> None:
 
 def proxy(url: str) -> Any:
     """A plain reverse proxy: reads, passes on, passes back."""
-    client = httpx2.AsyncClient(trust_env=False, limits=httpx2.Limits(max_connections=64))
+    client = httpx2.AsyncClient(
+        trust_env=False, limits=httpx2.Limits(max_connections=256, max_keepalive_connections=256)
+    )
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -181,11 +81,22 @@ def proxy(url: str) -> Any:
 
 
 def serve(what: str, port: int, url: str) -> None:
+    """One of the three, until it is ended."""
     import uvicorn
 
+    if what != "gateway":
+        uvicorn.run(stub if what == "stub" else proxy(url), port=port, log_level="error", access_log=False,
+                    lifespan="off")  # fmt: skip
+        return
+    from whit.routing.config import read_config
+    from whit.routing.gateway import Gateway
+    from whit.routing.server import run
+
     with tempfile.TemporaryDirectory() as folder:
-        app = stub if what == "stub" else proxy(url) if what == "proxy" else build(folder, url)
-        uvicorn.run(app, port=port, log_level="error", access_log=False, lifespan="off")
+        path = Path(folder) / "tiers.toml"
+        path.write_text(TIERS.format(url=url), "utf-8")
+        made = Gateway(read_config(path, {}), load_local=lambda tier: Fake())
+        asyncio.run(run(made, say=print, host="127.0.0.1", port=port))
 
 
 def free_port() -> int:
@@ -194,57 +105,82 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+async def ask(port: int, count: int, clients: int) -> tuple[list[float], float]:
+    """Milliseconds of each of `count` requests over `clients` kept connections, and the seconds of all."""
+    content = json.dumps(BODY).encode()
+    head = (f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(content)}\r\n\r\n").encode()  # fmt: skip
+    times: list[float] = []
+    begun = 0
+
+    async def one() -> None:
+        nonlocal begun
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while begun < count:
+            begun += 1
+            start = time.perf_counter()
+            writer.write(head + content)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            if not answer.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(answer.decode("latin-1"))
+            size = answer.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+            await reader.readexactly(int(size))
+            times.append(1000 * (time.perf_counter() - start))
+        writer.close()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return times, time.perf_counter() - began
+
+
 async def measure(clients: int, count: int) -> None:
+    """Ask the three in turns, and print what each took."""
     ports = {what: free_port() for what in ("stub", "proxy", "gateway")}
     url = f"http://127.0.0.1:{ports['stub']}"
     running = [
         subprocess.Popen([sys.executable, __file__, "serve", "--what", what, "--port", str(port), "--url", url])
         for what, port in ports.items()
     ]
-    body = {"model": "paid", "messages": [{"role": "user", "content": "Where does the river begin? " * 8}]}
     try:
-        async with httpx2.AsyncClient(
-            trust_env=False, timeout=60, limits=httpx2.Limits(max_connections=clients)
-        ) as client:
-            for port in ports.values():
-                for _ in range(600):
-                    try:
-                        await client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body)
-                        break
-                    except httpx2.TransportError:
-                        await asyncio.sleep(0.1)
-            found: dict[str, Any] = {"clients": clients, "requests": count}
+        for port in ports.values():
+            for _ in range(600):
+                try:
+                    await ask(port, 20, 1)  # the first ones load what is loaded when it is needed
+                    break
+                except OSError:
+                    await asyncio.sleep(0.1)
+            await ask(port, 2 * clients, clients)
+        times: dict[str, list[float]] = {what: [] for what in ports}
+        rates: dict[str, list[float]] = {what: [] for what in ports}
+        for _ in range(ROUNDS):
             for what, port in ports.items():
-                times: list[float] = []
-
-                async def one(times: list[float] = times, port: int = port) -> None:
-                    while len(times) < count:
-                        began = time.perf_counter()
-                        reply = await client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body)
-                        assert reply.status_code == 200, reply.text
-                        times.append(1000 * (time.perf_counter() - began))
-
-                began = time.perf_counter()
-                await asyncio.gather(*(one() for _ in range(clients)))
-                took = time.perf_counter() - began
-                times.sort()
-                found[what] = {"p50 ms": round(times[len(times) // 2], 2), "rate": round(len(times) / took),
-                               "p99 ms": round(times[int(0.99 * len(times))], 2)}  # fmt: skip
-            found["gateway's rate to the proxy's"] = round(found["gateway"]["rate"] / found["proxy"]["rate"], 3)
-            for each in ("p50 ms", "p99 ms"):
-                found[f"added {each}"] = round(found["gateway"][each] - found["stub"][each], 2)
-            print(json.dumps(found))
+                some, took = await ask(port, count // ROUNDS, clients)
+                times[what] += some
+                rates[what].append(len(some) / took)
     finally:
         for each in running:
             each.terminate()
+        for each in running:
             each.wait()
+    found: dict[str, Any] = {"clients": clients, "requests of each": count}
+    for what in ports:
+        every = sorted(times[what])
+        found[what] = {"p50 ms": round(every[len(every) // 2], 2), "p99 ms": round(every[int(0.99 * len(every))], 2),
+                       "rate": round(statistics.median(rates[what]))}  # fmt: skip
+    pairs = [mine / theirs for mine, theirs in zip(rates["gateway"], rates["proxy"], strict=True)]
+    found["gateway's rate to the proxy's"] = round(statistics.median(pairs), 3)
+    for each in ("p50 ms", "p99 ms"):
+        for other in ("stub", "proxy"):
+            found[f"added to the {other}'s {each}"] = round(found["gateway"][each] - found[other][each], 2)
+    print(json.dumps(found))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what_to_do", nargs="?", default="latency", choices=("canary", "latency", "rate", "serve"))
-    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--what", default="stub")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--url", default="")
@@ -253,7 +189,7 @@ def main() -> None:
     if given.what_to_do == "serve":
         serve(given.what, given.port, given.url)
     elif given.what_to_do == "canary":
-        asyncio.run(canary(given.requests))
+        print(json.dumps(asyncio.run(canary(given.requests, given.seed))))
     else:
         asyncio.run(measure(given.clients if given.what_to_do == "rate" else 1, given.requests))
 

@@ -269,7 +269,7 @@ class RouteSettings:
     """Options of `whit route`."""
 
     words: tuple[str, ...] = argument(
-        "TIERS.toml serves it; check TIERS.toml, fit ROWS and report LEDGER do what they say.", many=True
+        "TIERS.toml serves it; check TIERS.toml, fit ROWS, learn ROWS … and report LEDGER do what they say.", many=True
     )
     host: str | None = option(None, "serve: address to listen on (default: the file's, else this machine alone).")
     port: int | None = option(None, "serve: port (default: the file's, else 8080).", least=0, most=65535)
@@ -278,8 +278,12 @@ class RouteSettings:
     tenant: str | None = option(None, "check: whose request it is (default: the first tenant's).")
     label: str | None = option(None, "check: a label on it.")
     keep_quality: float = option(0.95, "fit: share of the strong tier's quality to keep.", least=0.0, most=1.0)
-    out: Path | None = option(None, "fit: file to write (default: ROWS.choice.json).")
-    seed: int = option(0, "fit: seed of folds and intervals.", least=0)
+    out: Path | None = option(None, "fit: file to write (default: ROWS.choice.json); learn: folder (default: ROWS).")
+    seed: int = option(0, "fit: seed of folds and intervals; learn: of everything.", least=0)
+    base: str = option("eeny", "learn: the base of the adapter that marks names, places and health.")
+    rank: int = option(12, "learn: its rank.", least=1, most=256)
+    epochs: float = option(8.0, "learn: passes over the rows.", least=0.01)
+    learning_rate: float = option(3e-3, "learn: size of a step.", least=1e-7, most=1.0)
     days: float | None = option(None, "report: only this many last days.", least=0.0)
     html: Path | None = option(None, "report: also write a page with plots here.")
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import shlex
+import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -154,19 +158,37 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
-def test_in_a_network_of_its_own_real_servers_receive_no_canary(tmp_path: Path) -> None:
-    import shutil
-    import subprocess
-
-    if not shutil.which("unshare") or not shutil.which("ip"):
+@pytest.fixture
+def namespace() -> list[str]:
+    """The beginning of a command that runs in a network of its own; the test is skipped where that is not allowed."""
+    if sys.platform != "linux" or not shutil.which("unshare") or not shutil.which("ip"):
         pytest.skip("unshare and ip are not both here")
     if subprocess.run(["unshare", "-rn", "ip", "link", "set", "lo", "up"], capture_output=True).returncode:
         pytest.skip("unprivileged network namespaces are not allowed here")
+    return ["unshare", "-rn"]
+
+
+@pytest.mark.slow
+def test_in_a_network_of_its_own_random_requests_and_faults_leave_no_canary(namespace: list[str]) -> None:
+    """The benchmark, with fewer requests: real servers that record every byte, eleven faults, restarts, reloads."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "gateway.py"
+    command = (
+        f"ip link set lo up && exec {shlex.quote(sys.executable)} {shlex.quote(str(script))} canary --requests 2500"
+    )
+    done = subprocess.run([*namespace, "sh", "-c", command], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["bytes of canary at a remote tier"] == 0 == found["connections where redirects point"]
+    assert found["sensitive"] == 2250 and found["requests at remote tiers"] > 100 and len(found["their faults"]) > 8
+    assert found["gateways made anew"] >= 2 and found["ledger lost"] == 0
+    assert found["statuses"].get("200", 0) > 1000 and "500" not in found["statuses"]
+
+
+@pytest.mark.slow
+def test_in_a_network_of_its_own_real_servers_receive_no_canary(tmp_path: Path, namespace: list[str]) -> None:
     root = Path(__file__).resolve().parents[2]
     script = tmp_path / "inside.py"
     script.write_text(NETWORK.format(paths=[str(root / "src"), str(root / "tests" / "routing")]))
-    done = subprocess.run(["unshare", "-rn", sys.executable, str(script)], capture_output=True, text=True, timeout=250)
+    done = subprocess.run([*namespace, sys.executable, str(script)], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "received" in done.stdout

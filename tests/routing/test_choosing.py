@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from whit.errors import DataError
-from whit.routing.choosing import features, fit, load_choice, qualities, read_fit_rows
+from whit.routing.choosing import against, features, fit, load_choice, qualities, read_fit_rows
 
 
 def rows(count: int, seed: int = 0) -> tuple[list[str], list[bool], list[bool]]:
@@ -34,6 +34,19 @@ def test_it_learns_what_can_be_learned_and_keeps_what_was_stated(tmp_path: Path)
     again = load_choice(tmp_path / "c.json")
     assert all(again.chance(prompt) == pytest.approx(choice.chance(prompt)) for prompt in held[:20])
     assert "integrate" not in (tmp_path / "c.json").read_text()
+
+
+def test_it_is_compared_with_simple_ways() -> None:
+    than = fit(*rows(300), keep_quality=0.95).rivals
+    assert than["always_local"] < than["random"] < than["choice"] <= than["always_strong"] + 0.05
+    assert than["p_value"] < 0.001 and than["oracle_cost"] < than["random_cost"] <= 1
+    _, weak, strong = rows(300)
+    blind = fit(["the same words"] * 300, weak, strong, keep_quality=0.9)
+    assert blind.rivals["p_value"] > 0.01, "a choice that sees nothing is no better than chance"
+    weak_, strong_ = np.array([1.0, 0, 0, 1]), np.array([1.0, 1, 1, 0])
+    by_hand = against(np.array([False, True, False, False]), weak_, strong_, 1.0)
+    assert by_hand["choice"] == 0.75 and by_hand["random"] == 0.5 + 0.25 * 0.25 and by_hand["oracle_cost"] == 0.25
+    assert by_hand["random_cost"] == 1.0
 
 
 def test_keeping_all_or_nothing_are_the_two_ends() -> None:

@@ -74,6 +74,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ('tiers = ["local"]', 'tiers = ["locl"]', 18, "did you mean local?"),
         ('policy = "secret"', 'policy = "scret"', 20, "one of"),
         ('start = "local"', 'start = "none"', 23, "one of"),
+        ('start = "local"', 'must_match = "["', 23, "no regular expression"),
         ("budget = 5.0", "budget = -1", 27, "at least 0"),
         ('model = "big"', "model = 5", 11, "must be a text"),
         ('token_env = "ACME_TOKEN"', "", 30, "needs a token_env"),
@@ -108,3 +109,23 @@ def test_without_tenants_it_stays_on_this_machine(tmp_path: Path) -> None:
     assert read(tmp_path, one).tenants[0].name == "anyone"
     with pytest.raises(ConfigError, match="token_env"):
         read(tmp_path, one + '[gateway]\nhost = "192.168.0.2"\n')
+
+
+def test_a_ledger_is_a_file_or_an_address_without_a_password(tmp_path: Path) -> None:
+    one = '[[tier]]\nname = "l"\nkind = "whit"\nbase = "eeny"\n[gateway]\n'
+    address = "postgresql://me:hunter2@db.example/whit"
+    assert read(tmp_path, one).ledger == str(tmp_path / "route.db") and read(tmp_path, one + 'ledger = ""').ledger == ""
+    assert read(tmp_path, one + 'ledger = "postgresql://me@db/x"').ledger == "postgresql://me@db/x"
+    named = read(tmp_path, one + 'ledger_env = "LEDGER"', {"LEDGER": address})
+    assert named.ledger == address and "hunter2" not in repr(named)
+    for line, environment, says in (
+        (f'ledger = "{address}"', {}, "ledger_env"),
+        ('ledger = "postgresql://me@db/x?password=hunter2"', {}, "must not hold a password"),
+        ('ledger = "mysql://db"', {}, "postgresql://"),
+        ('ledger_env = "LEDGER"', {}, "LEDGER, which is not set"),
+        ('ledger_env = "LEDGER"', {"LEDGER": "x:hunter2"}, "no postgresql"),
+        ('ledger_env = "LEDGER"\nledger = "x.db"', {"LEDGER": address}, "both there"),
+    ):
+        with pytest.raises(ConfigError, match=says) as told:
+            read(tmp_path, one + line, environment)
+        assert "hunter2" not in str(told.value) and told.value.line >= 5

@@ -12,6 +12,8 @@ from upstreams import TIERS, FakeModel, Reply, Upstream, call, config, gateway, 
 from whit.routing.app import App
 from whit.routing.errors import NotCleared
 from whit.routing.ledger import Ledger, read_ledger
+from whit.routing.report import summarise
+from whit.routing.tiers.answer import End
 from whit.routing.tiers.remote import RemoteClient
 from whit.routing.tiers.wire import Wire
 
@@ -155,6 +157,72 @@ def test_an_unsure_local_answer_is_left_for_the_next_tier(tmp_path: Path) -> Non
     assert inside.headers["x-whit-tier"] == "local"
 
 
+class Wavering(FakeModel):
+    """Says another thing when it is asked for another sample."""
+
+    def __init__(self, first: str, second: str, least: float = 0.9) -> None:
+        super().__init__()
+        self.both, self.least, self.seeds = (first, second), least, []  # type: ignore[var-annotated]
+
+    def generate(self, turns: Any, *, on_text: Any, **more: Any) -> End:
+        self.seeds.append((more["temperature"], more["seed"]))
+        on_text(self.both[more["temperature"] > 0])
+        return End("stop", 5, 4, 0.9, self.least)
+
+
+@pytest.mark.parametrize(
+    ("rule", "model", "tier", "says"),
+    [
+        ("agree = true", Wavering("Paris.", " paris"), "local", ""),
+        ("agree = true", Wavering("Paris", "Lyon"), "cheap", "two samples disagree"),
+        ("min_least = 0.5", Wavering("Paris", "Lyon", 0.4), "cheap", "its least sure token 0.40 below 0.5"),
+        ("min_least = 0.5", Wavering("Paris", "Lyon", 0.6), "local", ""),
+        ("must_match = '[0-9]+'", Wavering("Paris", "Lyon"), "cheap", "has not the form"),
+        ("must_match = '[0-9]+'", Wavering(" 42\n", "Lyon"), "local", ""),
+    ],
+)
+def test_signals_of_a_route(tmp_path: Path, rule: str, model: Wavering, tier: str, says: str) -> None:
+    text = TIERS.replace("[route.legal]", f"[route.task]\n{rule}\n[route.legal]")
+    (reply,) = ask(config(tmp_path, text=text), say("capital?", model="task"), model=model)
+    assert reply.headers["x-whit-tier"] == tier and says in reply.headers["x-whit-reason"]
+    assert "Lyon" not in reply.headers["x-whit-reason"] and "Paris" not in reply.headers["x-whit-reason"]
+    assert len(model.seeds) == 1 + rule.startswith("agree") and len(set(model.seeds)) == len(model.seeds)
+    (inside,) = ask(config(tmp_path, text=text), say(f"capital? {CARD}", model="task"), model=model)
+    assert inside.headers["x-whit-tier"] == "local", "what must stay inside is answered, sure or not"
+
+
+def test_sampled_rows_are_compared_by_their_own_clearance(tmp_path: Path) -> None:
+    upstream = Upstream(says="from the other tier")
+
+    async def run() -> None:
+        made = gateway(config(tmp_path, "sample = 1.0\n",
+                              TIERS.replace('ledger = ""', 'ledger = "l.db"')), upstream)  # fmt: skip
+        for body in (say("hello"), say(f"mine is {CARD}"), say("hi", stream=True), say("hello", model="cheap")):
+            assert (await call(App(made), body)).status == 200
+        assert (await call(App(made), say("hush"), headers={"x-whit-label": "secret"})).status == 200
+        await made.close()
+
+    asyncio.run(run())
+    records = list(read_ledger(tmp_path / "l.db"))
+    compared = [record for record in records if record.outcome == "sampled"]
+    assert len(compared) == 2 and {record.tier for record in compared} == {"strong"}
+    assert all(record.agreement == 0.75 and record.cost > 0 for record in compared)
+    assert len(upstream.received) == 3 and not any(b"4111" in each or b"hush" in each for each in upstream.received)
+    summary = summarise(records)
+    assert (summary.requests, summary.sampled, summary.agreement) == (5, 2, 0.75)
+    assert "75.0%" in summary.to_text() and summary.cost == sum(record.cost for record in records)
+
+
+def test_a_sampled_row_that_fails_harms_nobody(tmp_path: Path) -> None:
+    async def run() -> Reply:
+        made = gateway(config(tmp_path, "sample = 1\n"), Upstream(faults=["401"] * 9))
+        reply = await call(App(made), say("hello"))
+        await made.close()
+        return reply
+
+    assert asyncio.run(run()).status == 200
+
+
 def test_budgets_are_hard(tmp_path: Path) -> None:
     tenant = '[[tenant]]\nname = "t"\npolicy = "remote"\nbudget = 0.006\n[gateway]'
     upstream = Upstream()
@@ -216,7 +284,7 @@ def test_a_remote_client_needs_its_own_clearance(tmp_path: Path) -> None:
     async def run() -> None:
         upstream = Upstream()
         state = gateway(config(tmp_path), upstream).state
-        from whit.routing.gateway import declared
+        from whit.routing.planning import declared
         from whit.routing.request import read_request
 
         def cleared(text: str) -> Any:
@@ -253,3 +321,42 @@ def test_reload_keeps_what_is_under_way(tmp_path: Path) -> None:
         await made.close()
 
     asyncio.run(run())
+
+
+def test_no_cookie_of_a_tier_is_kept(tmp_path: Path) -> None:
+    import httpx2
+
+    seen: list[dict[str, str]] = []
+
+    async def remote(request: httpx2.Request) -> httpx2.Response:
+        seen.append({name.lower(): value for name, value in request.headers.items()})
+        answer = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
+        return httpx2.Response(200, json=answer, headers={"set-cookie": "who=you; Path=/"})
+
+    async def run() -> None:
+        app = App(gateway(config(tmp_path), transport=httpx2.MockTransport(remote)))
+        for _ in range(2):
+            assert (await call(app, say("hello", model="cheap"))).status == 200
+
+    asyncio.run(run())
+    assert len(seen) == 2 and not any("cookie" in headers for headers in seen)
+    known = {"authorization", "content-type", "content-length", "host", "user-agent", "accept-encoding"}
+    assert set(seen[0]) == known
+
+
+def test_a_budget_that_runs_out_in_the_middle_of_a_stream_was_set_aside_before_it(tmp_path: Path) -> None:
+    text = REMOTE.replace("[gateway]", '[[tenant]]\nname = "t"\nbudget = 0.002\n[gateway]')
+    upstream = Upstream(says="word " * 40)
+
+    async def run() -> tuple[list[Reply], float | None]:
+        made = gateway(config(tmp_path, text=text), upstream)
+        bodies = [say("hello", model="cheap", stream=True, max_tokens=200) for _ in range(8)]
+        replies = await asyncio.gather(*(call(App(made), body) for body in bodies))
+        return list(replies), made.budgets.left("t")
+
+    replies, left = asyncio.run(run())
+    answered = [reply for reply in replies if reply.status == 200]
+    refused = [reply for reply in replies if reply.status == 429]
+    assert answered and refused and len(answered) + len(refused) == len(replies)
+    assert all(reply.events[-1] == "[DONE]" for reply in answered), "what was begun is ended"
+    assert {reply.code for reply in refused} == {"insufficient_quota"} and left is not None and left >= 0

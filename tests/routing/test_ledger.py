@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
 
 from whit.routing.errors import ConfigError
-from whit.routing.ledger import Ledger, Record, read_ledger
+from whit.routing.ledger import COLUMNS, Ledger, Record, read_ledger
 from whit.routing.metrics import Metrics
 from whit.routing.report import page, summarise
 
@@ -27,6 +27,19 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     ledger.close()
     assert list(read_ledger(tmp_path / "l.db")) == records and ledger.lost == 0
     assert ledger.spent("t", ONE.at + 3) == 1.75 and ledger.spent("'; DROP TABLE requests; --", 0) == 0
+
+
+def test_a_file_of_an_older_whit_is_taken_over(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "l.db")
+    old.execute(f"CREATE TABLE requests (id INTEGER PRIMARY KEY, {', '.join(COLUMNS[:-1])})")
+    old.execute(f"INSERT INTO requests ({', '.join(COLUMNS[:-1])}) VALUES ({', '.join('?' * len(COLUMNS[:-1]))})",
+                astuple(ONE)[:-1])  # fmt: skip
+    old.commit()
+    old.close()
+    ledger = Ledger(str(tmp_path / "l.db"))
+    ledger.add(replace(ONE, agreement=0.5))
+    ledger.close()
+    assert ledger.lost == 0 and list(read_ledger(tmp_path / "l.db")) == [ONE, replace(ONE, agreement=0.5)]
 
 
 def test_a_locked_ledger_loses_records_and_counts_them(tmp_path: Path) -> None:

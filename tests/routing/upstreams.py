@@ -186,7 +186,8 @@ def gateway(of: Config, upstream: Upstream | None = None, model: FakeModel | Non
     def load(tier: Tier) -> FakeModel:
         return fake
 
-    return Gateway(of, load_local=load, transport=(upstream or Upstream()).transport(), **more)
+    more.setdefault("transport", (upstream or Upstream()).transport())
+    return Gateway(of, load_local=load, **more)
 
 
 @dataclass

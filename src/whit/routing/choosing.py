@@ -15,7 +15,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ _WORD = re.compile(r"[^\W\d_]+|\d+(?:[.,]\d+)*|[$%€£:/=+*]")
 
 @dataclass(frozen=True)
 class Choice:
-    """A predictor with its threshold: below it, the strongest tier is asked."""
+    """A predictor with its threshold: below it, the strongest tier is asked.
+
+    `quality`, `interval` and `rivals` are of the rows it was learned from, by guesses that did not see each row.
+    """
 
     weights: Mapping[int, float]
     bias: float
@@ -39,6 +42,7 @@ class Choice:
     quality: float
     interval: tuple[float, float]
     strong_share: float
+    rivals: Mapping[str, float] = field(default_factory=dict)
 
     def chance(self, prompt: str) -> float:
         """The guessed chance, 0 to 1, that the smallest tier answers this rightly."""
@@ -59,6 +63,7 @@ def load_choice(path: str | Path) -> Choice:
             raise ValueError("of another format")
         given["weights"] = {int(key): float(value) for key, value in given["weights"].items()}
         given["interval"] = tuple(map(float, given["interval"]))
+        given["rivals"] = {str(key): float(value) for key, value in given.get("rivals", {}).items()}
         found = Choice(**given)
         if not all(math.isfinite(value) for value in (found.bias, found.threshold, *found.weights.values())):
             raise ValueError("with numbers that are not finite")
@@ -162,7 +167,33 @@ def fit(prompts: Sequence[str], weak: Sequence[bool], strong: Sequence[bool], *,
     return Choice(
         weights, float(model.intercept_[0]), threshold, keep_quality, len(y),
         float(right.mean() / max(s.mean(), 1e-9)), (float(low), float(high)), float(to_strong.mean()),
+        against(to_strong, w, s, keep_quality, seed=seed),
     )  # fmt: skip
+
+
+def against(to_strong: Any, weak: Any, strong: Any, keep_quality: float, *, seed: int = 0) -> dict[str, float]:
+    """What simple ways do on the same rows: share of right answers, and cost as the share sent to the strong tier.
+
+    `always_local`, `always_strong`, `random` (at this choice's cost) and `choice` are shares of right answers;
+    `p_value` is that of sending as many rows at random doing as well (one-sided, 10,000 permutations);
+    `random_cost` and `oracle_cost` are what `keep_quality` costs at random and where each row's answers are known.
+    """
+    import numpy as np
+
+    gain, count, n = strong - weak, int(to_strong.sum()), len(weak)
+    found = float(weak.mean() + (gain * to_strong).sum() / n)
+    draw = np.random.default_rng(seed)
+    by_chance = np.array([gain[draw.permutation(n)[:count]].sum() for _ in range(10_000)])
+    beyond = int((by_chance >= (gain * to_strong).sum() - 1e-9).sum())
+    wanted = keep_quality * strong.mean() - weak.mean()
+    best = np.cumsum(np.sort(gain)[::-1]) / n
+    reached = np.flatnonzero(best >= wanted - 1e-12)
+    return {
+        "choice": found, "always_local": float(weak.mean()), "always_strong": float(strong.mean()),
+        "random": float(weak.mean() + gain.mean() * count / n), "p_value": (1 + beyond) / 10_001,
+        "random_cost": float(min(1.0, max(0.0, wanted / gain.mean()))) if gain.mean() > 0 else float(wanted > 0),
+        "oracle_cost": 0.0 if wanted <= 0 else float((reached[0] + 1) / n) if len(reached) else 1.0,
+    }  # fmt: skip
 
 
 def read_fit_rows(path: Path) -> tuple[list[str], list[bool], list[bool]]:

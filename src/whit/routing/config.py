@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from whit.routing.clearance import Policy
+from whit.routing.ledger import is_address
 from whit.routing.tables import Table, read_toml
 
 KINDS = ("whit", "openai", "anthropic")
@@ -60,6 +62,9 @@ class Route:
     start: str | None = None
     adapter: str | None = None
     min_confidence: float | None = None
+    min_least: float | None = None
+    must_match: str | None = None
+    agree: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,13 +108,19 @@ class Config:
     deadline: float = 120.0
     largest_body: int = 1_048_576
     largest_answer: int = 8_388_608
-    ledger: str = "route.db"
+    ledger: str = field(default="route.db", repr=False)
     choice: Path | None = None
     min_confidence: float | None = None
+    sample: float = 0.0
 
     def tier(self, name: str) -> Tier:
         """A tier by its name. Raises `KeyError`."""
         return next(tier for tier in self.tiers if tier.name == name)
+
+    @property
+    def dearest(self) -> Tier:
+        """The tier that costs most."""
+        return max(self.tiers, key=lambda tier: tier.cost(1000, 1000))
 
     @property
     def inside(self) -> frozenset[str]:
@@ -143,6 +154,9 @@ def read_config(path: str | Path, environment: Mapping[str, str] | None = None) 
             table.get("start", str, choices=names),
             table.get("adapter", str),
             table.get("min_confidence", float, least=0, most=1),
+            table.get("min_least", float, least=0, most=1),
+            _pattern(table),
+            table.get("agree", bool, False) or False,
         )
         table.done()
     tenants = _tenants(top, policies, environment)
@@ -163,9 +177,10 @@ def read_config(path: str | Path, environment: Mapping[str, str] | None = None) 
         deadline=gateway.get("deadline", float, 120.0, least=0.05, most=3600) or 120.0,
         largest_body=gateway.get("largest_body", int, 1_048_576, least=1024, most=1 << 27) or 0,
         largest_answer=gateway.get("largest_answer", int, 8_388_608, least=1024, most=1 << 28) or 0,
-        ledger=_ledger(gateway, path.parent),
+        ledger=_ledger(gateway, path.parent, environment),
         choice=path.parent / choice if choice else None,
         min_confidence=gateway.get("min_confidence", float, least=0, most=1),
+        sample=gateway.get("sample", float, 0.0, least=0, most=1) or 0.0,
     )
     if not is_loopback(host) and not found.guarded:
         raise gateway.error("host", f"is {host}: beyond this machine every [[tenant]] needs a token_env")
@@ -184,10 +199,36 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _ledger(gateway: Table, folder: Path) -> str:
-    value = gateway.get("ledger", str, "route.db") or ""
+def _pattern(table: Table) -> str | None:
+    pattern = table.get("must_match", str)
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise table.error("must_match", f"is no regular expression ({error})") from error
+    return pattern
+
+
+def _ledger(gateway: Table, folder: Path, environment: Mapping[str, str]) -> str:
+    """A file's path or a postgresql:// address; the latter's password stands in the environment only."""
+    value, named = gateway.get("ledger", str), gateway.get("ledger_env", str)
+    if named:
+        if value is not None:
+            raise gateway.error("ledger_env", "and ledger are both there: which one is it?")
+        if not environment.get(named):
+            raise gateway.error("ledger_env", f"names the environment variable {named}, which is not set")
+        if not is_address(environment[named]):
+            raise gateway.error("ledger_env", f"names {named}, whose value is no postgresql:// address")
+        return environment[named]
+    value = "route.db" if value is None else value
+    if is_address(value):
+        try:
+            if urlsplit(value).password is not None or "password" in urlsplit(value).query:
+                raise gateway.error("ledger", "must not hold a password: put the address into a ledger_env")
+        except ValueError as error:
+            raise gateway.error("ledger", "is not an address") from error
+        return value
     if "://" in value:
-        raise gateway.error("ledger", "must be a file: databases elsewhere are not supported")
+        raise gateway.error("ledger", "must be a file or a postgresql:// address")
     return str(folder / value) if value else ""
 
 

@@ -9,7 +9,7 @@ from whit.routing.clearance import Gate
 from whit.routing.config import Config
 from whit.routing.detection.scanner import Scanner
 from whit.routing.errors import ConfigError
-from whit.routing.gateway import declared
+from whit.routing.planning import declared
 from whit.routing.request import ChatRequest
 
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from whit.routing.choosing import Choice, load_choice
-from whit.routing.clearance import Cleared, Gate, Policy
+from whit.routing.clearance import Cleared, Gate
 from whit.routing.config import Config, Route, Tenant, Tier
 from whit.routing.detection.scanner import Hook, Scanner
 from whit.routing.errors import Refused, TierFailed
 from whit.routing.ledger import Ledger, Record
 from whit.routing.metrics import Metrics
+from whit.routing.planning import Signals, declared, overlap, plan, same, sampled, signals_of
 from whit.routing.request import ChatRequest
 from whit.routing.resilience import Breaker, Budgets, Reservation, pause
-from whit.routing.tiers.answer import Ask, End, Piece
+from whit.routing.tiers.answer import Ask, End, Piece, text_of
 from whit.routing.tiers.local import LocalClient, LocalModel, LocalRoom, WhitModel
 from whit.routing.tiers.remote import RemoteClient
 from whit.routing.tiers.wire import Wire
@@ -119,9 +120,7 @@ class Gateway:
         """Take over a new config; requests under way end by the old one."""
         old, self.state = self.state, State(config, *self._make)
         self.budgets.tenants = {tenant.name: tenant for tenant in config.tenants}
-        task = asyncio.get_running_loop().create_task(old.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._later(old.close())
 
     async def close(self) -> None:
         """End everything."""
@@ -158,21 +157,19 @@ class Gateway:
         order, reason = plan(state, case.request, case.cleared, case.route)
         kept: tuple[str, list[Piece | End]] | None = None
         last: Refused | None = None
+        signals = signals_of(state.config, case.route)
         for place, name in enumerate(order):
             tier = state.config.tier(name)
-            least = case.route.min_confidence if case.route and case.route.min_confidence is not None else (
-                state.config.min_confidence)  # fmt: skip
-            unsure = least is not None and tier.kind == "whit" and place + 1 < len(order) and kept is None
+            judged = bool(signals) and tier.kind == "whit" and place + 1 < len(order) and kept is None
             try:
-                pieces, ready = await self._ask(state, case, tier, whole=unsure or not case.request.stream)
+                pieces, ready = await self._ask(state, case, tier, whole=judged or not case.request.stream)
             except Refused as error:
                 last = error
                 case.notes.append(f"{name}: {error.code}")
                 continue
-            end = ready[-1] if ready and isinstance(ready[-1], End) else None
-            if unsure and end is not None and end.confidence is not None and end.confidence < (least or 0):
+            if judged and (doubt := await self._doubt(state, case, tier, signals, ready)) is not None:
                 kept = (name, ready)
-                case.notes.append(f"{name}: confidence {end.confidence:.2f} below {least:g}")
+                case.notes.append(f"{name}: {doubt}")
                 continue
             why = "; ".join([reason, *case.notes])
             return Served(name, case.cleared, why, self._through(state, case, tier, pieces, ready, why))
@@ -182,8 +179,22 @@ class Gateway:
             return Served(tier.name, case.cleared, why, self._through(state, case, tier, None, kept[1], why))
         raise self._nobody(state, case, order, last)
 
+    async def _doubt(
+        self, state: State, case: _Case, tier: Tier, signals: Signals, ready: list[Piece | End]
+    ) -> str | None:
+        """Why a local answer is not good enough, if so."""
+        end = ready[-1] if ready and isinstance(ready[-1], End) else End()
+        text = text_of(ready)
+        if (doubt := signals.doubt(text, end)) is not None or not signals.agree:
+            return doubt
+        try:
+            _, again = await self._ask(state, case, tier, whole=True, sample=True)
+        except Refused as error:
+            return f"no second sample ({error.code})"
+        return None if same(text, text_of(again)) else "two samples disagree"
+
     async def _ask(
-        self, state: State, case: _Case, tier: Tier, *, whole: bool
+        self, state: State, case: _Case, tier: Tier, *, whole: bool, sample: bool = False
     ) -> tuple[AsyncIterator[Piece | End] | None, list[Piece | End]]:
         """The first piece of a tier's answer (or all of it) and what follows. Raises `Refused`."""
         breaker = state.breakers[tier.name]
@@ -204,7 +215,7 @@ class Gateway:
             case.attempts += 1
             adapter = case.route.adapter if case.route else None
             pieces = self._metered(
-                state.client(tier.name, case.cleared).answer(case.cleared, Ask(left, most, adapter)),
+                state.client(tier.name, case.cleared).answer(case.cleared, Ask(left, most, adapter, sample)),
                 case, tier, breaker, reservation, most,
             )  # fmt: skip
             try:
@@ -275,14 +286,18 @@ class Gateway:
     ) -> AsyncIterator[Piece | End]:
         first = time.monotonic() - case.began
         outcome, end = "ok", None
+        rival, said = sampled(state.config, case.cleared, tier), []  # type: ignore[var-annotated]
         try:
             for piece in ready:
                 end = piece if isinstance(piece, End) else end
+                said.append(piece)
                 yield piece
             if pieces is not None:
                 async with aclosing(pieces) as rest:  # type: ignore[type-var]
                     async for piece in rest:
                         end = piece if isinstance(piece, End) else end
+                        if rival is not None:
+                            said.append(piece)
                         yield piece
         except TierFailed as error:
             outcome = error.code
@@ -292,8 +307,31 @@ class Gateway:
             outcome = "client_left" if end is None else "ok"
             raise
         finally:
+            if rival is not None and outcome == "ok" and end is not None:
+                state.users += 1
+                self._later(self._compare(state, case, rival, text_of(said)))
             state.users -= 1
             self._write(state, case, tier.name, outcome, why, end, first)
+
+    async def _compare(self, state: State, case: _Case, rival: Tier, text: str) -> None:
+        """Ask the dearest tier too, and write down how far it says the same. By the request's own clearance."""
+        now = time.monotonic()
+        again = _Case(case.request, case.tenant, case.route, case.label, case.cleared, now, now + state.config.deadline)
+        try:
+            _, ready = await self._ask(state, again, rival, whole=True)
+            end = next((piece for piece in ready if isinstance(piece, End)), None)
+            self._write(
+                state, again, rival.name, "sampled", "a sampled row", end, agreement=overlap(text, text_of(ready))
+            )
+        except Refused as error:
+            self._write(state, again, rival.name, "sample_failed", f"a sampled row: {error.code}", None)
+        finally:
+            state.users -= 1
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _nobody(self, state: State, case: _Case, order: list[str], last: Refused | None) -> Refused:
         """The error that says why nobody answered."""
@@ -315,8 +353,9 @@ class Gateway:
         return Refused(status, last.code if last else "unavailable", f"no tier could answer ({tried})")
 
     def _write(
-        self, state: State, case: _Case, tier: str, outcome: str, reason: str, end: End | None, first: float = 0.0
-    ) -> None:
+        self, state: State, case: _Case, tier: str, outcome: str, reason: str, end: End | None, first: float = 0.0,
+        agreement: float | None = None,
+    ) -> None:  # fmt: skip
         seconds = time.monotonic() - case.began
         tokens_in = (end.tokens_in if end else None) or 0
         tokens_out = (end.tokens_out if end else None) or 0
@@ -331,50 +370,13 @@ class Gateway:
         if self.ledger is None:
             return
         clearance = case.cleared.clearance
-        dearest = max(state.config.tiers, key=lambda each: each.cost(1000, 1000))
+        dearest = state.config.dearest
         self.ledger.add(
             Record(
                 time.time(), case.tenant.name, case.route.name if case.route else "", case.label or "", tier, outcome,
                 reason, clearance.id, " ".join(sorted(clearance.tiers)), " ".join(sorted(clearance.kinds)),
                 int(bool(tier) and not clearance.plain(tier)), case.attempts, tokens_in, tokens_out, case.spent,
                 dearest.cost(tokens_in, tokens_out), seconds, first, end.confidence if end else None,
+                agreement,
             )
         )  # fmt: skip
-
-
-def declared(config: Config, tenant: Tenant, label: str | None, route: Route | None) -> list[tuple[str, Policy]]:
-    """The policies that a request is under: its tenant's, its label's, its route's. Raises `Refused`."""
-    found = [(f"tenant {tenant.name}", config.policies[tenant.policy])]
-    if label is not None:
-        if label not in config.labels:
-            known = ", ".join(config.labels) or "none"
-            raise Refused(400, "unknown_label", f"x-whit-label is not one of those in tiers.toml ({known})")
-        found.append((f"label {label}", config.policies[config.labels[label]]))
-    if route is not None and route.policy is not None:
-        found.append((f"route {route.name}", config.policies[route.policy]))
-    return found
-
-
-def plan(state: State, request: ChatRequest, cleared: Cleared, route: Route | None) -> tuple[list[str], str]:
-    """The tiers to ask, in order, and why the first is first: dearer ones next, then cheaper ones."""
-    allowed = [tier.name for tier in state.config.tiers if cleared.clearance.allows(tier.name)]
-    if not allowed:
-        return [], "no tier is allowed"
-    start, reason = 0, "the smallest tier that is allowed"
-    names = [tier.name for tier in state.config.tiers]
-    if request.model in names:
-        start, reason = _from(allowed, names, request.model), f"the client asked for {request.model}"
-    elif route is not None and route.start is not None:
-        start, reason = _from(allowed, names, route.start), f"route {route.name} starts at {route.start}"
-    elif state.choice is not None:
-        chance = state.choice.chance(request.prompt())
-        if chance < state.choice.threshold:
-            start = len(allowed) - 1
-        reason = f"chance {chance:.2f} that the smallest does it, threshold {state.choice.threshold:.2f}"
-    return allowed[start:] + allowed[:start][::-1], reason
-
-
-def _from(allowed: list[str], names: list[str], wanted: str) -> int:
-    """The first allowed tier from `wanted` on, else the last."""
-    place = names.index(wanted)
-    return next((at for at, name in enumerate(allowed) if names.index(name) >= place), len(allowed) - 1)

@@ -1,7 +1,8 @@
-"""The ledger: what became of every request, in SQLite. Never its text.
+"""The ledger: what became of every request, in SQLite or PostgreSQL. Never its text.
 
 Writing happens in a thread of its own, in batches, from a bounded queue: a ledger that is slow, locked, full or gone
-stops no request; what could not be written is counted, and the count is shown. Knows nothing of HTTP.
+stops no request; what could not be written is counted, and the count is shown. Where it lies is the business of a
+`Book`. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
 from whit.routing.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Record:
-    """One request. Costs in the currency of tiers.toml, times in seconds; `cost_strong` is the dearest tier's."""
+    """One request. Costs in the currency of tiers.toml, times in seconds; `cost_strong` is the dearest tier's.
+
+    Of a sampled row there is a second record, of outcome `sampled`: what the dearest tier's answer cost, and how far it
+    agrees with the local one (0 to 1).
+    """
 
     at: float
     tenant: str
@@ -41,26 +47,61 @@ class Record:
     seconds: float
     first_seconds: float
     confidence: float | None
+    agreement: float | None = None
 
 
-_COLUMNS = tuple(part.name for part in fields(Record))
-_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, "
-    + ", ".join(
-        f"{part.name} {'TEXT' if part.type == 'str' else 'INTEGER' if part.type == 'int' else 'REAL'}"
-        for part in fields(Record)
-    )
-    + ")"
-)
-_INSERT = f"INSERT INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+COLUMNS = tuple(part.name for part in fields(Record))
+KINDS = tuple("TEXT" if part.type == "str" else "INTEGER" if part.type == "int" else "REAL" for part in fields(Record))
+
+
+_GATHER, _AT_ONCE = 0.05, 500  # seconds, records
+
+
+class BookError(Exception):
+    """The book could not be written or read; says nothing of where it is."""
+
+
+class Book(Protocol):
+    """Where records lie. Each method is called from one thread at a time, and raises `BookError`."""
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Put records in, all or none."""
+        ...
+
+    def spent(self, tenant: str, since: float) -> float:
+        """What a tenant spent since a moment; from a connection of its own."""
+        ...
+
+    def read(self, since: float) -> Iterator[Record]:
+        """The records since a moment, oldest first."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        ...
+
+
+def is_address(where: str) -> bool:
+    """Whether this is a database's address, and no file."""
+    return where.startswith(("postgresql://", "postgres://"))
+
+
+def book_at(where: str, patience: float = 2.0) -> Book:
+    """The book in a file or behind a postgresql:// address; nothing is opened yet. Raises `UsageError`."""
+    if is_address(where):
+        from whit.routing.ledger_postgres import PostgresBook
+
+        return PostgresBook(where, patience)
+    return SqliteBook(where, patience)
 
 
 class Ledger:
-    """Writes records to a file; `lost` is how many it could not."""
+    """Writes records to a book; `lost` is how many it could not."""
 
-    def __init__(self, path: str, *, waiting: int = 10_000, patience: float = 2.0) -> None:
-        self.path, self.lost, self.written = path, 0, 0
-        self._patience = patience
+    def __init__(self, where: str, *, waiting: int = 10_000, patience: float = 2.0) -> None:
+        self.lost, self.written = 0, 0
+        self._ending = threading.Event()
+        self._book = book_at(where, patience)
         self._queue: queue.Queue[Record | None] = queue.Queue(waiting)
         self._thread = threading.Thread(target=self._work, name="whit-ledger", daemon=True)
         self._thread.start()
@@ -74,73 +115,117 @@ class Ledger:
 
     def close(self, seconds: float = 5.0) -> None:
         """Write what is waiting."""
+        self._ending.set()
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=seconds)
             self._thread.join(seconds)
 
     def spent(self, tenant: str, since: float) -> float:
-        """What a tenant spent since a moment, as far as the file knows; 0 where it cannot be read."""
-        if not Path(self.path).is_file():
+        """What a tenant spent since a moment, as far as the book knows; 0 where it cannot be read."""
+        try:
+            return self._book.spent(tenant, since)
+        except BookError:
+            return 0.0
+
+    def _work(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            # A thread that wakes for every record takes time from those who answer requests.
+            self._ending.wait(_GATHER)
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < _AT_ONCE:
+                    batch.append(self._queue.get_nowait())
+            records = [record for record in batch if record is not None]
+            try:
+                self._book.write(records)
+                self.written += len(records)
+            except Exception:  # whatever it is, it stops no request: the thread goes on, and the loss is shown
+                self.lost += len(records)
+            if None in batch:
+                self._book.close()
+                return
+
+
+class SqliteBook:
+    """A SQLite file."""
+
+    def __init__(self, path: str, patience: float) -> None:
+        self._path, self._patience = path, patience
+        self._base: sqlite3.Connection | None = None
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Put records in, all or none."""
+        try:
+            if self._base is None:
+                self._base = self._open()
+            with self._base:
+                self._base.executemany(_INSERT, [astuple(record) for record in records])
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise BookError(str(error)) from error
+
+    def spent(self, tenant: str, since: float) -> float:
+        """What a tenant spent since a moment."""
+        if not Path(self._path).is_file():
             return 0.0
         try:
-            with contextlib.closing(sqlite3.connect(self.path, timeout=self._patience)) as base:
+            with contextlib.closing(sqlite3.connect(self._path, timeout=self._patience)) as base:
                 (found,) = base.execute(
                     "SELECT coalesce(sum(cost), 0) FROM requests WHERE tenant = ? AND at >= ?", (tenant, since)
                 ).fetchone()
                 return float(found)
-        except sqlite3.Error:
-            return 0.0
+        except sqlite3.Error as error:
+            raise BookError(str(error)) from error
 
-    def _work(self) -> None:
-        base: sqlite3.Connection | None = None
-        while True:
-            batch = [self._queue.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < 500:
-                    batch.append(self._queue.get_nowait())
-            ended = None in batch
-            records = [record for record in batch if record is not None]
-            try:
-                if base is None:
-                    base = self._open()
-                with base:
-                    base.executemany(_INSERT, [astuple(record) for record in records])
-                self.written += len(records)
-            except (sqlite3.Error, OSError):
-                self.lost += len(records)
-                if base is not None:
-                    with contextlib.suppress(sqlite3.Error):
-                        base.close()
-                base = None
-            if ended:
-                if base is not None:
-                    base.close()
-                return
+    def read(self, since: float) -> Iterator[Record]:
+        """The records since a moment, oldest first."""
+        path = Path(self._path)
+        if not path.is_file():
+            raise BookError("there is no ledger yet: requests write it")
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True, timeout=5)) as base:
+                query = f"SELECT {', '.join(COLUMNS)} FROM requests WHERE at >= ? ORDER BY id"
+                for row in base.execute(query, (since,)):
+                    yield Record(*row)
+        except sqlite3.Error as error:
+            raise BookError(f"is not a ledger that can be read ({error})") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._base is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._base.close()
+        self._base = None
 
     def _open(self) -> sqlite3.Connection:
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        base = sqlite3.connect(self.path, timeout=self._patience)
+        Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+        # Made by one thread and closed by whichever ends it.
+        base = sqlite3.connect(self._path, timeout=self._patience, check_same_thread=False)
         try:
             base.execute("PRAGMA journal_mode = WAL")
             base.execute("PRAGMA synchronous = NORMAL")
-            base.execute(_SCHEMA)
+            columns = ", ".join(f"{name} {kind}" for name, kind in zip(COLUMNS, KINDS, strict=True))
+            base.execute(f"CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, {columns})")
+            there = {row[1] for row in base.execute("PRAGMA table_info(requests)")}
+            for name, kind in zip(COLUMNS, KINDS, strict=True):
+                if name not in there:  # written by a whit that did not know it
+                    base.execute(f"ALTER TABLE requests ADD COLUMN {name} {kind}")
         except sqlite3.Error:
             base.close()
             raise
         return base
 
 
-def read_ledger(path: str | Path, since: float = 0.0) -> Iterator[Record]:
-    """The records since a moment, oldest first. Raises `ConfigError`."""
-    if not Path(path).is_file():
-        raise ConfigError(path, 0, "there is no ledger yet: requests write it")
+_INSERT = f"INSERT INTO requests ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+
+
+def read_ledger(where: str | Path, since: float = 0.0) -> Iterator[Record]:
+    """The records since a moment, oldest first, of a file or an address. Raises `ConfigError`, `UsageError`."""
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{Path(path).resolve()}?mode=ro", uri=True, timeout=5)) as base:
-            query = f"SELECT {', '.join(_COLUMNS)} FROM requests WHERE at >= ? ORDER BY id"
-            for row in base.execute(query, (since,)):
-                yield Record(*row)
-    except sqlite3.Error as error:
-        raise ConfigError(path, 0, f"is not a ledger that can be read ({error})") from error
+        yield from book_at(str(where)).read(since)
+    except BookError as error:
+        named = "the PostgreSQL ledger" if is_address(str(where)) else where  # an address may hold a password
+        raise ConfigError(named, 0, str(error)) from error
 
 
 def now() -> float:

@@ -7,6 +7,7 @@ with the dearest tier for the same tokens, which is an estimate: another model w
 from __future__ import annotations
 
 import html
+import random
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -32,6 +33,9 @@ class Summary:
     kept_inside: dict[str, int]
     failures: dict[str, int]
     days: dict[str, dict[str, float]]
+    sampled: int = 0
+    agreement: float | None = None
+    agreement_interval: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -48,6 +52,10 @@ class Summary:
             f"median {each['median_seconds']:.3f} s, 99th percentile {each['p99_seconds']:.3f} s"
             for name, each in self.tiers.items()
         ]
+        if self.agreement is not None and self.agreement_interval is not None:
+            low, high = self.agreement_interval
+            lines.append(f"on {self.sampled:,} sampled rows local answers agree with the dearest tier's to "
+                         f"{self.agreement:.1%} (95 % interval {low:.1%} to {high:.1%})")  # fmt: skip
         if self.kept_inside:
             lines.append("kept inside: " + ", ".join(f"{kind} {count:,}" for kind, count in self.kept_inside.items()))
         if self.failures:
@@ -65,7 +73,15 @@ def summarise(records: Iterable[Record]) -> Summary:
     kinds: Counter[str] = Counter()
     failures: Counter[str] = Counter()
     days: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    agreements: list[float] = []
     for record in records:
+        if record.outcome in ("sampled", "sample_failed"):  # asked to compare: its cost counts, it is no request
+            cost += record.cost
+            tenants[record.tenant] += record.cost
+            days[time.strftime("%F", time.gmtime(record.at))]["cost"] += record.cost
+            if record.agreement is not None:
+                agreements.append(record.agreement)
+            continue
         count += 1
         cost += record.cost
         tenants[record.tenant] += record.cost
@@ -93,7 +109,17 @@ def summarise(records: Iterable[Record]) -> Summary:
     return Summary(
         count, answered, free / answered if answered else 0.0, cost, strong, strong - cost, tiers, dict(tenants),
         dict(kinds.most_common()), dict(failures.most_common()), {day: dict(each) for day, each in days.items()},
+        len(agreements), statistics.fmean(agreements) if agreements else None, _interval(agreements),
     )  # fmt: skip
+
+
+def _interval(values: list[float]) -> tuple[float, float] | None:
+    """A 95 % bootstrap interval of the mean."""
+    if not values:
+        return None
+    draw = random.Random(0)
+    means = sorted(statistics.fmean(draw.choices(values, k=len(values))) for _ in range(400))
+    return means[10], means[-11]
 
 
 _COLOURS = ("#2a7f62", "#3b6ea5", "#b5652b", "#7a4b94", "#5b6770")
@@ -106,6 +132,8 @@ def page(summary: Summary, title: str) -> str:
     facts = (
         ("served for nothing", f"{summary.free_share:.1%}"), ("spent", f"{summary.cost:.4f}"),
         ("saved against always the dearest", f"{summary.saved:.4f}"), ("requests", f"{summary.requests:,}"),
+        (f"agreement with the dearest tier on {summary.sampled:,} sampled rows",
+         "not sampled" if summary.agreement is None else f"{summary.agreement:.1%}"),
     )  # fmt: skip
     figures = "".join(f"<div><b>{html.escape(value)}</b>{html.escape(name)}</div>" for name, value in facts)
     shares = [(name, summary.tiers[name]["requests"], colours[name]) for name in names]

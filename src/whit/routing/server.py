@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -42,11 +43,15 @@ async def run(gateway: Gateway, *, say: Callable[[str], None], host: str, port: 
     loop = asyncio.get_running_loop()
     with contextlib.suppress(NotImplementedError, RuntimeError, AttributeError):
         loop.add_signal_handler(signal.SIGHUP, asked.set)
+    # What was loaded lives as long as the server: it need not be looked through while a request waits.
+    gc.collect()
+    gc.freeze()
     watching = asyncio.create_task(_watch(gateway, asked, say, watch))
     try:
         await server.serve()
     finally:
         watching.cancel()
+        gc.unfreeze()
 
 
 async def _watch(gateway: Gateway, asked: asyncio.Event, say: Callable[[str], None], every: float) -> None:

@@ -16,21 +16,29 @@ if TYPE_CHECKING:
     from whit.routing.choosing import Choice
     from whit.routing.explain import Explanation
     from whit.routing.report import Summary
+    from whit.verbs.route_learn import LearnResult
 
 
-def route(settings: RouteSettings, *, talk: Talk | None = None) -> Explanation | FitResult | Summary | None:
+def route(
+    settings: RouteSettings, *, talk: Talk | None = None
+) -> Explanation | FitResult | LearnResult | Summary | None:
     """Serve, or what the first word says."""
     talk = talk or Talk(quiet=True)
     common.require_finite(settings)
     first, *rest = settings.words
-    verbs: dict[str, Callable[[Path, RouteSettings, Talk], Explanation | FitResult | Summary]]
+    verbs: dict[str, Callable[[str, RouteSettings, Talk], Explanation | FitResult | Summary]]
     verbs = {"check": check, "fit": fit, "report": report}
     if first in verbs and not Path(first).is_file():
         if len(rest) != 1:
             raise UsageError(f"whit route {first} takes one file")
-        return verbs[first](Path(rest[0]), settings, talk)
+        return verbs[first](rest[0], settings, talk)
+    if first == "learn" and not Path(first).is_file():
+        from whit.verbs.route_learn import learn
+
+        return learn(rest, settings, talk)
     if rest:
-        raise UsageError(f"whit route takes one tiers.toml, or one of {', '.join(verbs)} first; not {first!r}")
+        known = ", ".join([*verbs, "learn"])
+        raise UsageError(f"whit route takes one tiers.toml, or one of {known} first; not {first!r}")
     serve(Path(first), settings, talk)
     return None
 
@@ -62,13 +70,15 @@ def _hook(config: Any, talk: Talk) -> Any:
         return None
     from whit.data.rows import Turn
     from whit.routing.config import Tier
+    from whit.routing.detection import tagger
     from whit.routing.detection.scanner import read_adapter_answer
     from whit.routing.tiers.local import WhitModel
 
-    with talk.task(f"Loading {config.detection.adapter}"):
-        model = WhitModel(
-            Tier("detector", "whit", True, config.detection.adapter_base or "", adapter=config.detection.adapter)
-        )
+    named, base = config.detection.adapter, config.detection.adapter_base or ""
+    with talk.task(f"Loading {named}"):
+        if tagger.card(named) is not None:
+            return tagger.Tagger.load(named, base, seconds=config.detection.adapter_timeout)
+        model = WhitModel(Tier("detector", "whit", True, base, adapter=named))
 
     def look(text: str) -> list[tuple[str, str]]:
         said: list[str] = []
@@ -85,7 +95,7 @@ def _hook(config: Any, talk: Talk) -> Any:
     return look
 
 
-def check(path: Path, settings: RouteSettings, talk: Talk) -> Explanation:
+def check(where: str, settings: RouteSettings, talk: Talk) -> Explanation:
     """What would happen to a request, and why."""
     import json
 
@@ -94,7 +104,7 @@ def check(path: Path, settings: RouteSettings, talk: Talk) -> Explanation:
     from whit.routing.request import read_request
     from whit.routing.server import needs
 
-    config = read_config(path)
+    config = read_config(where)
     needs()
     body = {"model": settings.model, "messages": [{"role": "user", "content": settings.prompt}]}
     request = read_request(json.dumps(body).encode())
@@ -114,25 +124,39 @@ class FitResult:
         return {
             "contract": common.CONTRACT, "out": str(self.out), "rows": choice.rows, "threshold": choice.threshold,
             "keep_quality": choice.keep_quality, "quality": choice.quality, "interval": list(choice.interval),
-            "strong_share": choice.strong_share,
+            "strong_share": choice.strong_share, "rivals": dict(choice.rivals),
         }  # fmt: skip
 
     def to_text(self) -> str:
-        """Two lines."""
+        """What it keeps, what simple ways would do, and where it is."""
         low, high = self.choice.interval
         reached = "" if low >= self.choice.keep_quality else " (the interval reaches below what was asked for)"
         return (
             f"{self.choice.strong_share:.1%} of {self.choice.rows:,} rows go to the strong tier and keep "
             f"{self.choice.quality:.1%} of its quality, 95 % interval {low:.1%} to {high:.1%}{reached}\n"
+            f"{self._rivals()}"
             f'written to {self.out}; name it in tiers.toml: [gateway] choice = "{self.out.name}"'
         )
 
+    def _rivals(self) -> str:
+        if not (than := self.choice.rivals):
+            return ""
+        better = "better than" if than["p_value"] < 0.01 else "no better than"
+        return (
+            f"right answers: {than['choice']:.1%}; always local {than['always_local']:.1%}, always strong "
+            f"{than['always_strong']:.1%}, random at this cost {than['random']:.1%} "
+            f"(this is {better} random, p = {than['p_value']:.2g})\n"
+            f"the same quality at random costs {than['random_cost']:.1%} of rows, with an oracle "
+            f"{than['oracle_cost']:.1%}\n"
+        )
 
-def fit(path: Path, settings: RouteSettings, talk: Talk) -> FitResult:
+
+def fit(where: str, settings: RouteSettings, talk: Talk) -> FitResult:
     """Learn from rows when the smallest tier is enough."""
     from whit.routing.choosing import fit as learn
     from whit.routing.choosing import read_fit_rows
 
+    path = Path(where)
     prompts, weak, strong = read_fit_rows(path)
     choice = learn(prompts, weak, strong, keep_quality=settings.keep_quality, seed=settings.seed)
     out = settings.out or path.with_name(f"{path.stem}.choice.json")
@@ -140,7 +164,7 @@ def fit(path: Path, settings: RouteSettings, talk: Talk) -> FitResult:
     return FitResult(choice, out)
 
 
-def report(path: Path, settings: RouteSettings, talk: Talk) -> Summary:
+def report(where: str, settings: RouteSettings, talk: Talk) -> Summary:
     """What the ledger says; the page too, where one is asked for."""
     import time
 
@@ -149,7 +173,7 @@ def report(path: Path, settings: RouteSettings, talk: Talk) -> Summary:
     from whit.routing.report import page, summarise
 
     since = time.time() - 86400 * settings.days if settings.days else 0.0
-    summary = summarise(read_ledger(path, since))
+    summary = summarise(read_ledger(where, since))
     if settings.html is not None:
         atomic_write(settings.html, page(summary, "What the tiers did"))
         talk.say(f"wrote {settings.html}")

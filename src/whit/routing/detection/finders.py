@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 from whit.data import secrets
+from whit.data.secrets import folded
 
 Span = tuple[int, int]
 
@@ -20,15 +21,21 @@ _EMAIL = re.compile(
     r"(?:[\w-]{1,63}\s?(?:\.|\(dot\)|\[dot\])\s?){1,8}[^\W\d_]{2,24}(?!\w)"
 )
 _SPOKEN = re.compile(r"(?i)\b[a-z0-9][\w.+-]{0,63} at (?:[a-z0-9-]{1,63} dot ){1,4}[a-z]{2,10}\b")
-_MORE_KEYS = re.compile(
-    r"-----BEGIN [A-Z0-9 ]{0,40}-----[A-Za-z0-9+/=\s:,.-]{0,20000}"
-    r"|\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,64}:[^\s/@]{3,128}@[\w.-]{1,253}"
-    r"|\b(?i:bearer|basic)\s+[A-Za-z0-9._~+/-]{20,4000}={0,2}"
-    r"|\bSG\.[A-Za-z0-9_-]{16,64}\.[A-Za-z0-9_-]{16,64}"
-    r"|\bnpm_[A-Za-z0-9]{36}\b|\bpypi-[A-Za-z0-9_-]{50,200}|\bdop_v1_[a-f0-9]{64}\b|\bya29\.[A-Za-z0-9_-]{20,200}"
-    r"|\b(?i:aws_secret_access_key|client_secret|private_key|password|passwort|mot de passe)\b"
-    r"['\"]?\s{0,3}[:=]\s{0,3}\S{6,200}"
-)
+# Each shape of a key, and texts of which one must be there (in lower case where the shape ignores case).
+_KEYS: tuple[tuple[re.Pattern[str], tuple[str, ...], bool], ...] = (
+    (re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}-----[A-Za-z0-9+/=\s:,.-]{0,20000}"), ("-----BEGIN ",), False),
+    (re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,64}:[^\s/@]{3,128}@[\w.-]{1,253}"), ("://",), False),
+    (re.compile(r"\b(?i:bearer|basic)\s+[A-Za-z0-9._~+/-]{20,4000}={0,2}"), ("bearer", "basic"), True),
+    (re.compile(r"\bSG\.[A-Za-z0-9_-]{16,64}\.[A-Za-z0-9_-]{16,64}"), ("SG.",), False),
+    (re.compile(r"\bnpm_[A-Za-z0-9]{36}\b"), ("npm_",), False),
+    (re.compile(r"\bpypi-[A-Za-z0-9_-]{50,200}"), ("pypi-",), False),
+    (re.compile(r"\bdop_v1_[a-f0-9]{64}\b"), ("dop_v1_",), False),
+    (re.compile(r"\bya29\.[A-Za-z0-9_-]{20,200}"), ("ya29.",), False),
+    (re.compile(
+        r"\b(?i:aws_secret_access_key|client_secret|private_key|password|passwort|mot de passe)\b"
+        r"['\"]?\s{0,3}[:=]\s{0,3}\S{6,200}"),
+     ("aws_secret_access_key", "client_secret", "private_key", "passwor", "mot de passe"), True),
+)  # fmt: skip
 _PHONE = re.compile(
     r"(?<![\w.,:/+-])(?:\+|\()?\d(?:[ \t.()-]{0,3}\d){5,16}(?:[ -]?(?:x|ext\.? ?)\d{1,6})?(?!\w|[.,:/]\d|-\d)"
 )
@@ -40,6 +47,9 @@ _BEFORE = re.compile(
 _AFTER = re.compile(r"(?i)[ -]{0,2}\(?(?:office|fax|mobile|cell|home|work|tel|phone)")
 _IP4 = re.compile(r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d.]\d|\d)")
 _IP6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:(?:\d{1,3}\.){3}\d{1,3})?(?![\w:])")
+# What every match has in the middle.
+_SOME_IP4 = re.compile(r"\.\d{1,3}\.\d{1,3}\.\d")
+_SOME_IP6 = re.compile(r":[0-9A-Fa-f]{0,4}:")
 MOST_PHONES = 64
 
 
@@ -48,17 +58,30 @@ def emails(text: str) -> Iterator[Span]:
     if "@" in text or "at)" in text or "at]" in text or "at}" in text:
         for match in _EMAIL.finditer(text):
             yield match.span()
-    if " dot " in text.lower():
+    if " dot " in folded(text):
         for match in _SPOKEN.finditer(text):
             yield match.span()
 
 
 def keys(text: str) -> Iterator[Span]:
     """API keys, private keys, passwords that are named so, addresses with a password in them."""
-    for kind, start, stop in secrets.find(text):
-        if kind == "key":
-            yield start, stop
-    for match in _MORE_KEYS.finditer(text):
+    yield from secrets.keys(text)
+    low = folded(text)
+    for shape, anchors, any_case in _KEYS:
+        looked = low if any_case else text
+        if any(anchor in looked for anchor in anchors):
+            yield from _keys(shape, text)
+
+
+def keys_slowly(text: str) -> Iterator[Span]:
+    """The same without looking first what is worth it: what `keys` is tested against."""
+    yield from secrets.keys_slowly(text)
+    for shape, _, _ in _KEYS:
+        yield from _keys(shape, text)
+
+
+def _keys(shape: re.Pattern[str], text: str) -> Iterator[Span]:
+    for match in shape.finditer(text):
         if "BEGIN" not in match.group()[:11] or "PRIVATE KEY" in match.group()[:60]:
             yield match.span()
 
@@ -103,21 +126,36 @@ def phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
 
 
 def warm(regions: Sequence[str]) -> None:
-    """Load what telephone numbers are checked by, so that no request waits for it."""
+    """Load what telephone numbers are checked by, so that no request waits for it: a number may be of any country."""
+    import phonenumbers
+
+    phonenumbers.PhoneMetadata.load_all()
     for _ in phones("call +44 20 7946 0958, +1 202-555-0100, +49 30 901820 or 020 7946 0958", regions):
         pass
 
 
 def addresses(text: str) -> Iterator[Span]:
     """IP addresses, except those that name no machine (0.0.0.0, 127.0.0.1, ::1)."""
-    for shape in (_IP4, _IP6) if text.count(":") > 1 else (_IP4,):
-        for match in shape.finditer(text):
-            try:
-                found = ipaddress.ip_address(match.group())
-            except ValueError:
-                continue
-            if not (found.is_loopback or found.is_unspecified):
-                yield match.span()
+    if _SOME_IP4.search(text) is not None:
+        yield from _addresses(_IP4, text)
+    if text.count(":") > 1 and _SOME_IP6.search(text) is not None:
+        yield from _addresses(_IP6, text)
+
+
+def addresses_slowly(text: str) -> Iterator[Span]:
+    """The same without looking first: what `addresses` is tested against."""
+    yield from _addresses(_IP4, text)
+    yield from _addresses(_IP6, text)
+
+
+def _addresses(shape: re.Pattern[str], text: str) -> Iterator[Span]:
+    for match in shape.finditer(text):
+        try:
+            found = ipaddress.ip_address(match.group())
+        except ValueError:
+            continue
+        if not (found.is_loopback or found.is_unspecified):
+            yield match.span()
 
 
 class Terms:

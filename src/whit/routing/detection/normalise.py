@@ -18,11 +18,17 @@ import urllib.parse
 import zlib
 from collections.abc import Iterator
 
+from whit.data.secrets import folded
+
 DEPTH = 3
 _LARGEST = 65_536
 _DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−﹘﹣－⁃➖・·•‧∙⋅"), "-")
-_BASE64 = re.compile(r"(?:[A-Za-z0-9+/_-]{16,}|(?:[A-Za-z0-9+/_-]{40,100}\r?\n){2,}[A-Za-z0-9+/_-]*)={0,2}")
+# Wrapped lines first: they are one text.
+_BASE64 = re.compile(r"(?:(?:[A-Za-z0-9+/_-]{40,100}\r?\n)+[A-Za-z0-9+/_-]+|[A-Za-z0-9+/_-]{16,})={0,2}")
 _HEX = re.compile(r"(?:0x|\\x|%|\b)?(?:[0-9a-fA-F]{2}[ :,-]?(?:0x|\\x)?){11,}")
+_HEX_TABLE = bytes(46 if chr(code) not in "0123456789abcdefABCDEF :,-x\\%" else 104 for code in range(256))
+_HEX_LIKE = re.compile(rb"h{22,}")
+_SOME_CODES = re.compile(r"\d[ ,;]{1,2}\d{2,3}[ ,;]{1,2}\d{2,3}[ ,;]")
 _ESCAPE = re.compile(r"\\u\{?([0-9a-fA-F]{4,6})\}?|\\x([0-9a-fA-F]{2})|\\([0-7]{2,3})")
 _CODES = re.compile(r"(?:\b\d{2,3}\b[ ,;]{1,2}){11,}\d{2,3}\b")
 _WORDS = {
@@ -32,30 +38,41 @@ _WORDS = {
 _SPELT = re.compile(r"(?i)\b(?:(?:" + "|".join(_WORDS) + r")\b[\s,.-]{0,3}){7,}")
 
 
+class _Plain(dict[int, str]):
+    """What each character becomes, worked out once; `str.translate` asks it."""
+
+    def __missing__(self, code: int) -> str:
+        if len(self) > 20_000:  # no text may fill the memory
+            self.clear()
+        found = self[code] = _plain_character(chr(code))
+        return found
+
+
+_TABLE = _Plain()
+
+
 def plain(text: str) -> str:
     """The text with its digits, dashes and spaces made ASCII and its invisible characters gone."""
     if text.isascii():
         return text if text.isprintable() else "".join(c for c in text if c >= " " or c in "\n\t\r")
-    folded = unicodedata.normalize("NFKC", text)
-    kept = []
-    for character in folded:
-        if character < "\x7f":
-            kept.append(character)
-            continue
-        kind = unicodedata.category(character)
-        if kind in ("Cf", "Me", "Mn", "Cc", "Co", "Cn"):
-            continue
-        if kind == "Nd":
-            kept.append(str(unicodedata.digit(character)))
-        elif kind == "No" and (value := unicodedata.digit(character, None)) is not None:
-            kept.append(str(value))
-        elif kind.startswith("Z"):
-            kept.append(" ")
-        elif kind == "Pd":
-            kept.append("-")
-        else:
-            kept.append(character)
-    return "".join(kept).translate(_DASHES)
+    return unicodedata.normalize("NFKC", text).translate(_TABLE)
+
+
+def _plain_character(character: str) -> str:
+    if character < "\x7f":
+        return character
+    kind = unicodedata.category(character)
+    if kind in ("Cf", "Me", "Mn", "Cc", "Co", "Cn"):
+        return ""
+    if kind == "Nd":
+        return str(unicodedata.digit(character))
+    if kind == "No" and (value := unicodedata.digit(character, None)) is not None:
+        return str(value)
+    if kind.startswith("Z"):
+        return " "
+    if kind == "Pd":
+        return "-"
+    return _DASHES.get(ord(character), character)
 
 
 def decodings(text: str, depth: int = DEPTH) -> Iterator[str]:
@@ -70,6 +87,8 @@ def decodings(text: str, depth: int = DEPTH) -> Iterator[str]:
 
 def opaque(text: str) -> bool:
     """Whether a part of the text is long and encoded, and decodes to no text: a picture, an archive, cipher."""
+    if _longest(text) < 40:  # shorter words make no match of 400
+        return False
     for match in _BASE64.finditer(text):
         word = match.group()
         if len(word) >= 400 and _is_mixed(word) and _decoded(word) is None:
@@ -77,7 +96,12 @@ def opaque(text: str) -> bool:
     return False
 
 
+def _longest(text: str) -> int:
+    return max(map(len, text.split()), default=0)
+
+
 def _once(text: str) -> Iterator[str]:
+    """What one undoing gives. Each costly pattern is asked only where something that it needs is in the text."""
     if "%" in text:
         changed = urllib.parse.unquote(text, errors="replace")
         if changed != text:
@@ -90,19 +114,31 @@ def _once(text: str) -> Iterator[str]:
         changed = quopri.decodestring(text.encode("utf-8", "replace")).decode("utf-8", "replace")
         if changed != text:
             yield changed
-    for match in _BASE64.finditer(text):
-        if (found := _decoded(match.group())) is not None:
-            yield found
-    for match in _HEX.finditer(text):
+    if _longest(text) >= 16:
+        for match in _BASE64.finditer(text):
+            word = match.group()
+            for part in {word, *word.split()}:  # the lines by themselves too: one that is none would spoil the rest
+                if (found := _decoded(part)) is not None:
+                    yield found
+    for match in hexadecimals(text):
         digits = re.sub(r"0x|\\x|[^0-9a-fA-F]", "", match.group())
         if (found := _readable(bytes.fromhex(digits[: len(digits) // 2 * 2]))) is not None:
             yield found
-    for match in _CODES.finditer(text):
-        values = [int(each) for each in re.findall(r"\d+", match.group())]
-        if all(9 <= value < 127 for value in values):
-            yield "".join(map(chr, values))
-    for match in _SPELT.finditer(text):
-        yield "".join(_WORDS[word.lower()] for word in re.findall(r"[A-Za-z]+", match.group()))
+    if _SOME_CODES.search(text) is not None:
+        for match in _CODES.finditer(text):
+            values = [int(each) for each in re.findall(r"\d+", match.group())]
+            if all(9 <= value < 127 for value in values):
+                yield "".join(map(chr, values))
+    low = folded(text)
+    if sum(map(low.count, _WORDS)) >= 7:
+        for match in _SPELT.finditer(text):
+            yield "".join(_WORDS[word.lower()] for word in re.findall(r"[A-Za-z]+", match.group()))
+
+
+def hexadecimals(text: str) -> Iterator[re.Match[str]]:
+    """Eleven bytes or more in hexadecimal, looked for only where 22 characters in a row could be that."""
+    for window in _HEX_LIKE.finditer(text.encode("ascii", "replace").translate(_HEX_TABLE)):
+        yield from _HEX.finditer(text, *window.span())
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -7,9 +7,9 @@ mod 97 (ISO 13616 and ISO/IEC 7064), Verhoeff for Aadhaar, and each country's ow
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from whit.data.secrets import luhn
+from whit.data.secrets import folded, luhn
 
 Span = tuple[int, int]
 
@@ -180,46 +180,78 @@ def _sin(number: str) -> bool:
 
 
 _NEAR = r"(?i:\b(?:{words})\b\W{{0,3}}(?:\w+\W{{1,3}}){{0,4}}?)"
-_SEP = r"[ .-]?"
-# (what it is, its shape, its check); a shape with words before it needs them, for its number alone says little.
-_NATIONAL = (
-    ("us ssn", re.compile(r"(?<![\d-])(\d{3}[- ]\d{2}[- ]\d{4})(?![\d-])"), _ssn),
-    ("us ssn", re.compile(_NEAR.format(words="ssn|social security") + r"(\d{9})(?!\d)"), _ssn),
+# (what it is, its shape, its check, words of which one must be in the text); a shape that names words needs them
+# before its number, which alone says little.
+_Shape = tuple[str, re.Pattern[str], Callable[[str], bool] | None, tuple[str, ...]]
+# Shapes that hold six digits in a row, single separators aside, and reach at most `_REACH` characters beyond them.
+_DIGITS: tuple[_Shape, ...] = (
+    ("us ssn", re.compile(r"(?<![\d-])(\d{3}[- ]\d{2}[- ]\d{4})(?![\d-])"), _ssn, ()),
     ("uk nino", re.compile(
-        r"(?i)\b((?!BG|GB|NK|KN|TN|NT|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?:[ -]?\d\d){3}[ -]?[A-D])\b"), None),
-    ("uk nhs", re.compile(r"(?<![\d-])(\d{3}[- ]\d{3}[- ]\d{4})(?![\d-])"), _nhs),
-    ("uk nhs", re.compile(_NEAR.format(words="nhs") + r"(\d{10})(?!\d)"), _nhs),
-    ("german tax id", re.compile(r"(?<!\d)(\d{2}[ /]?\d{3}[ /]?\d{3}[ /]?\d{3})(?!\d)"), _steuer_id),
-    ("french nir", re.compile(r"(?<!\d)([12] ?\d\d ?\d\d ?(?:\d\d|2[ABab]) ?\d{3} ?\d{3} ?\d\d)(?!\d)"), _nir),
-    ("spanish dni", re.compile(r"(?i)(?<![A-Z0-9])((?:\d|[XYZ])[ .-]?\d{7}[ -]?[A-Z])(?![A-Z0-9])"), _dni),
-    ("spanish dni", re.compile(r"(?i)(?<![A-Z0-9.])(\d{2}\.\d{3}\.\d{3}[ -]?[A-Z])(?![A-Z0-9])"), _dni),
-    ("codice fiscale", re.compile(
-        r"(?i)\b([A-Z]{6}[0-9LMNP-V]{2}[A-EHLMPRST][0-9LMNP-V]{2}[A-Z][0-9LMNP-V]{3}[A-Z])\b"), _codice_fiscale),
-    ("dutch bsn", re.compile(
-        _NEAR.format(words="bsn|burgerservicenummer|sofi") + r"(\d{3}[ .-]?\d{3}[ .-]?\d{3})(?!\d)"), _bsn),
-    ("polish pesel", re.compile(r"(?<!\d)(\d{11})(?!\d)"), _pesel),
-    ("swedish personnummer", re.compile(r"(?<![\d-])((?:19|20)?\d{6}[-+]\d{4})(?![\d-])"), _personnummer),
-    ("brazilian cpf", re.compile(r"(?<!\d)(\d{3}\.\d{3}\.\d{3}-\d{2})(?!\d)"), _cpf),
-    ("brazilian cpf", re.compile(_NEAR.format(words="cpf") + r"(\d{11})(?!\d)"), _cpf),
-    ("aadhaar", re.compile(r"(?<![\d-])(\d{4}[ -]?\d{4}[ -]?\d{4})(?![\d-])"), _aadhaar),
-    ("canadian sin", re.compile(r"(?<![\d-])(\d{3}[ -]\d{3}[ -]\d{3})(?![\d-])"), _sin),
+        r"(?i)\b((?!BG|GB|NK|KN|TN|NT|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?:[ -]?\d\d){3}[ -]?[A-D])\b"), None, ()),
+    ("uk nhs", re.compile(r"(?<![\d-])(\d{3}[- ]\d{3}[- ]\d{4})(?![\d-])"), _nhs, ()),
+    ("german tax id", re.compile(r"(?<!\d)(\d{2}[ /]?\d{3}[ /]?\d{3}[ /]?\d{3})(?!\d)"), _steuer_id, ()),
+    ("french nir", re.compile(
+        r"(?<!\d)([12] ?\d\d ?\d\d ?(?:\d\d|2[ABab]) ?\d{3} ?\d{3} ?\d\d)(?!\d)"), _nir, ()),
+    ("spanish dni", re.compile(r"(?i)(?<![A-Z0-9])((?:\d|[XYZ])[ .-]?\d{7}[ -]?[A-Z])(?![A-Z0-9])"), _dni, ()),
+    ("spanish dni", re.compile(r"(?i)(?<![A-Z0-9.])(\d{2}\.\d{3}\.\d{3}[ -]?[A-Z])(?![A-Z0-9])"), _dni, ()),
+    ("polish pesel", re.compile(r"(?<!\d)(\d{11})(?!\d)"), _pesel, ()),
+    ("swedish personnummer", re.compile(r"(?<![\d-])((?:19|20)?\d{6}[-+]\d{4})(?![\d-])"), _personnummer, ()),
+    ("brazilian cpf", re.compile(r"(?<!\d)(\d{3}\.\d{3}\.\d{3}-\d{2})(?!\d)"), _cpf, ()),
+    ("aadhaar", re.compile(r"(?<![\d-])(\d{4}[ -]?\d{4}[ -]?\d{4})(?![\d-])"), _aadhaar, ()),
+    ("canadian sin", re.compile(r"(?<![\d-])(\d{3}[ -]\d{3}[ -]\d{3})(?![\d-])"), _sin, ()),
 )  # fmt: skip
-
-
-_ENOUGH = re.compile(r"\d(?:[ ./+-]?\d){8}")
-_LETTERED = frozenset({"uk nino", "spanish dni", "codice fiscale", "french nir"})
+_OTHERS: tuple[_Shape, ...] = (
+    ("codice fiscale", re.compile(
+        r"(?i)\b([A-Z]{6}[0-9LMNP-V]{2}[A-EHLMPRST][0-9LMNP-V]{2}[A-Z][0-9LMNP-V]{3}[A-Z])\b"), _codice_fiscale, ()),
+    ("us ssn", re.compile(_NEAR.format(words="ssn|social security") + r"(\d{9})(?!\d)"), _ssn,
+     ("ssn", "social security")),
+    ("uk nhs", re.compile(_NEAR.format(words="nhs") + r"(\d{10})(?!\d)"), _nhs, ("nhs",)),
+    ("dutch bsn", re.compile(
+        _NEAR.format(words="bsn|burgerservicenummer|sofi") + r"(\d{3}[ .-]?\d{3}[ .-]?\d{3})(?!\d)"), _bsn,
+     ("bsn", "burgerservicenummer", "sofi")),
+    ("brazilian cpf", re.compile(_NEAR.format(words="cpf") + r"(\d{11})(?!\d)"), _cpf, ("cpf",)),
+)  # fmt: skip
+_SIX = re.compile(r"\d(?:[ ./+-]?\d){5,}")
+_REACH = 24
 
 
 def national_ids(text: str) -> Iterator[Span]:
     """National identifiers, by their own check; those that check little only near a word that names them."""
-    digits = _ENOUGH.search(text) is not None
-    for name, shape, check in _NATIONAL:
-        if not digits and name not in _LETTERED:
+    low = folded(text)
+    for start, stop in _windows(text):
+        for _, shape, check, _ in _DIGITS:
+            yield from _held(shape.finditer(text, start, stop), check)
+    for _, shape, check, words in _OTHERS:
+        if not words or any(word in low for word in words):
+            yield from _held(shape.finditer(text), check)
+
+
+def national_ids_slowly(text: str) -> Iterator[Span]:
+    """The same without looking first where it is worth it: what `national_ids` is tested against."""
+    for _, shape, check, _ in (*_DIGITS, *_OTHERS):
+        yield from _held(shape.finditer(text), check)
+
+
+def _held(matches: Iterator[re.Match[str]], check: Callable[[str], bool] | None) -> Iterator[Span]:
+    for match in matches:
+        bare = re.sub(r"[^0-9A-Za-z]", "", match[1]).upper()
+        if check is None or check(bare):
+            yield match.span(1)
+
+
+def _windows(text: str) -> Iterator[Span]:
+    """The parts of the text that hold six digits in a row, with what may belong to them on either side."""
+    last: Span | None = None
+    for match in _SIX.finditer(text):
+        start, stop = max(0, match.start() - _REACH), match.end() + _REACH
+        if last is not None and start <= last[1]:
+            last = last[0], stop
             continue
-        for match in shape.finditer(text):
-            bare = re.sub(r"[^0-9A-Za-z]", "", match[1]).upper()
-            if check is None or check(bare):
-                yield match.span(1)
+        if last is not None:
+            yield last
+        last = start, stop
+    if last is not None:
+        yield last
 
 
 _DOCUMENT = re.compile(
@@ -229,7 +261,19 @@ _DOCUMENT = re.compile(
 )
 
 
+_DOCUMENT_WORDS = ("passport", "driv", "licen", "identity card", "id card", "national id", "tax id",
+                   "social security", "ssn", "medical record", "mrn", "patient id", "insurance number",
+                   "account number", "routing number")  # fmt: skip
+
+
 def documents(text: str) -> Iterator[Span]:
     """Numbers of documents and accounts, known only by the words before them."""
+    low = folded(text)
+    if any(word in low for word in _DOCUMENT_WORDS):
+        yield from documents_slowly(text)
+
+
+def documents_slowly(text: str) -> Iterator[Span]:
+    """The same without looking first whether one of the words is there at all."""
     for match in _DOCUMENT.finditer(text):
         yield match.span(1)

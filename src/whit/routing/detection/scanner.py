@@ -69,9 +69,10 @@ class Scanner:
             if normalise.opaque(joined):
                 return Scan(frozenset(kinds), tuple(found), "a part of it is encoded and could not be looked at")
             for kind, text in self._ask(joined):
-                kinds.add(kind)
-                found.add((kind, text))
-        except concurrent.futures.TimeoutError:
+                if kind in self._settings.kinds:
+                    kinds.add(kind)
+                    found.add((kind, text))
+        except TimeoutError:
             return Scan(frozenset(kinds), tuple(found), "the detecting adapter took too long")
         except Exception as error:
             return Scan(frozenset(kinds), tuple(found), f"a detector failed ({type(error).__name__})")
@@ -96,7 +97,11 @@ class Scanner:
     def _ask(self, text: str) -> Sequence[tuple[str, str]]:
         if self._hook is None or self._pool is None:
             return ()
-        return self._pool.submit(self._hook, text).result(self._settings.adapter_timeout)
+        asked = self._pool.submit(self._hook, text)
+        try:
+            return asked.result(self._settings.adapter_timeout)
+        finally:
+            asked.cancel()  # if it has not begun: nobody waits for it any more
 
 
 def read_adapter_answer(answer: str, text: str) -> list[tuple[str, str]]:

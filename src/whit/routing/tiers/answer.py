@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from whit.routing.clearance import Cleared
@@ -28,14 +28,22 @@ class End:
     least: float | None = None
 
 
+def text_of(pieces: Iterable[Piece | End]) -> str:
+    """The text of an answer's pieces."""
+    return "".join(piece.text for piece in pieces if isinstance(piece, Piece))
+
+
 @dataclass
 class Ask:
-    """What goes along with a request to a tier: seconds it may take, the most tokens, an adapter by name."""
+    """What goes along with a request to a tier: seconds it may take, the most tokens, an adapter by name.
+
+    `sample` asks a local tier for another answer than its likeliest, to see whether it says the same.
+    """
 
     seconds: float
     max_tokens: int
     adapter: str | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
+    sample: bool = False
 
 
 class Client(Protocol):

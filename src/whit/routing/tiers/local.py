@@ -21,6 +21,8 @@ from whit.routing.errors import NotCleared, TierFailed
 from whit.routing.request import content_text
 from whit.routing.tiers.answer import Ask, End, Piece
 
+_SAMPLE = 0.7  # temperature of a second answer
+
 
 class LocalModel(Protocol):
     """A model in this process."""
@@ -92,8 +94,9 @@ class LocalClient:
                 return
             try:
                 end = self._room.model().generate(
-                    turns, adapter=ask.adapter, max_tokens=ask.max_tokens, temperature=body.get("temperature", 0.0),
-                    top_p=body.get("top_p", 1.0), seed=body.get("seed", 0) % 2**31, on_text=tell,
+                    turns, adapter=ask.adapter, max_tokens=ask.max_tokens,
+                    temperature=max(body.get("temperature", 0.0), _SAMPLE if ask.sample else 0.0),
+                    top_p=body.get("top_p", 1.0), seed=(body.get("seed", 0) + ask.sample) % 2**31, on_text=tell,
                 )  # fmt: skip
                 tell(end)
             except Stopped:

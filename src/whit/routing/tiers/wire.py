@@ -18,6 +18,7 @@ from whit.routing.errors import TierFailed
 
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _LONGEST_LINE = 1 << 20
+_HEADERS = {"content-type": "application/json", "user-agent": "whit", "accept-encoding": "identity"}
 
 
 class Wire:
@@ -27,21 +28,18 @@ class Wire:
         import httpx2
 
         self.tier, self._largest = tier, largest
-        self._client = httpx2.AsyncClient(
-            follow_redirects=False,
+        # A transport and no client above it: nothing there follows redirects, keeps cookies or reads the environment.
+        self._transport = transport or httpx2.AsyncHTTPTransport(
             trust_env=False,
-            transport=transport
-            or httpx2.AsyncHTTPTransport(
-                trust_env=False,
-                limits=httpx2.Limits(max_connections=tier.concurrency, max_keepalive_connections=tier.concurrency),
-            ),
-            timeout=httpx2.Timeout(tier.timeout, connect=min(10.0, tier.timeout)),
-            headers={"user-agent": "whit", "accept-encoding": "identity"},
+            limits=httpx2.Limits(max_connections=tier.concurrency, max_keepalive_connections=tier.concurrency),
         )
+        timeout = httpx2.Timeout(tier.timeout, connect=min(10.0, tier.timeout))
+        self._extensions = {"timeout": timeout.as_dict()}
+        self._urls: dict[str, Any] = {}
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
     async def post(
         self, clearance: Clearance, path: str, headers: dict[str, str], body: dict[str, Any], seconds: float
@@ -99,19 +97,25 @@ class Wire:
         import httpx2
 
         require(clearance, self.tier.name)
-        sent = {"content-type": "application/json", **headers}
-        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = httpx2.URL(self.tier.url + path)
+        request = httpx2.Request(
+            "POST", url, headers={**_HEADERS, **headers}, extensions=self._extensions,
+            content=json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(),
+        )  # fmt: skip
         try:
-            async with (
-                asyncio.timeout(min(seconds, self.tier.timeout)),
-                self._client.stream("POST", self.tier.url + path, headers=sent, content=content) as response,
-            ):
-                if response.status_code != 200:
-                    raise self._status(response.status_code, response.headers.get("retry-after", ""))
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    # Not asked for, and a small packed answer may be a very large one.
-                    raise self._failed("bad_upstream", "answered packed, which was not asked for", billed=True)
-                yield response
+            async with asyncio.timeout(min(seconds, self.tier.timeout)):
+                response = await self._transport.handle_async_request(request)
+                try:
+                    if response.status_code != 200:
+                        raise self._status(response.status_code, response.headers.get("retry-after", ""))
+                    if response.headers.get("content-encoding", "identity") != "identity":
+                        # Not asked for, and a small packed answer may be a very large one.
+                        raise self._failed("bad_upstream", "answered packed, which was not asked for", billed=True)
+                    yield response
+                finally:
+                    await response.aclose()
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             raise self._failed("tier_unreachable", "cannot be reached", again=True) from error
         except (TimeoutError, httpx2.TimeoutException) as error:
