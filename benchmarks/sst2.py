@@ -72,7 +72,7 @@ def run_whit(name: str, of: Task, exam: Examiner, options: argparse.Namespace) -
 
     rate = options.rate or LEARNING_RATES[kind, options.optimizer]
     plan = Plan(
-        epochs=options.epochs, batch=options.batch, learning_rate=rate, optimizer=options.optimizer,
+        epochs=options.lora_epochs if kind == "lora" else options.epochs, batch=options.batch, learning_rate=rate, optimizer=options.optimizer,
         evaluations=options.evaluations, patience=99, seed=options.seed,
     )  # fmt: skip
     done = train(exam.base, bound, encoded, plan, score, watch=watch)
@@ -174,7 +174,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--validation", type=int, default=300)
     parser.add_argument("--dev", type=int, help="only the first N dev rows")
-    parser.add_argument("--epochs", type=float, default=2.0, help="of whit's adapters (whit's default for 2,000 rows)")
+    parser.add_argument("--epochs", type=float, default=2.0, help="of xs and tiny (whit's default for 2,000 rows)")
+    parser.add_argument("--lora-epochs", type=float, default=1.0)
     parser.add_argument("--trl-epochs", type=float, default=1.0)
     parser.add_argument("--evaluations", type=int, default=8)
     parser.add_argument("--rate", type=float)
