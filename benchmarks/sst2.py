@@ -71,8 +71,9 @@ def run_whit(name: str, of: Task, exam: Examiner, options: argparse.Namespace) -
             tell(f"{name}: step {progress.step}/{progress.steps}, loss {progress.loss:.3f}")
 
     rate = options.rate or LEARNING_RATES[kind, options.optimizer]
+    epochs = options.lora_epochs if kind == "lora" else options.epochs
     plan = Plan(
-        epochs=options.lora_epochs if kind == "lora" else options.epochs, batch=options.batch, learning_rate=rate, optimizer=options.optimizer,
+        epochs=epochs, batch=options.batch, learning_rate=rate, optimizer=options.optimizer,
         evaluations=options.evaluations, patience=99, seed=options.seed,
     )  # fmt: skip
     done = train(exam.base, bound, encoded, plan, score, watch=watch)
