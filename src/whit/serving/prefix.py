@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from whit.serving.rows import RowModel
+    from whit.serving.rows import SlotStore
 
 BLOCK = 16
 
@@ -29,7 +29,7 @@ class PrefixCache:
         self._blocks: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self.bytes = 0
 
-    def fetch(self, content: bytes, tokens: Sequence[int], model: RowModel, slot: int) -> int:
+    def fetch(self, content: bytes, tokens: Sequence[int], model: SlotStore, slot: int) -> int:
         """Put the longest known beginning into a slot; how many tokens. The last token is always left to read."""
         found = []
         for key in self._keys(content, tokens, len(tokens) - 1):
@@ -42,7 +42,7 @@ class PrefixCache:
             model.write(slot, torch.cat(found, dim=-2))
         return BLOCK * len(found)
 
-    def keep(self, content: bytes, tokens: Sequence[int], model: RowModel, slot: int) -> None:
+    def keep(self, content: bytes, tokens: Sequence[int], model: SlotStore, slot: int) -> None:
         """Remember the beginning of a prompt that was read into a slot."""
         for place, key in enumerate(self._keys(content, tokens, len(tokens))):
             if key in self._blocks:

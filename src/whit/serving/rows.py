@@ -7,6 +7,7 @@ it exists the model's projections are `RowLinear`s; `close` puts the bare ones b
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from whit.adapters.basis import Basis
 from whit.adapters.targets import all_targets
 from whit.errors import AdapterError
 from whit.evaluation.decoding import decoder_of, window_of
+from whit.serving.blocks import Blocks, groups_of
 from whit.serving.pool import Served
 
 if TYPE_CHECKING:
@@ -30,25 +32,49 @@ _STACKS = 4  # sets of stacked LoRAs that are kept: those that answer, and those
 Stack = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]
 
 
+class _Shared:
+    """What R makes of z = Vᵀ x, for the modules that read the same x: computed by the first of them.
+
+    `parts` holds, for each rank at work, V of all of them side by side and Rᵀ of every row (see `blocks.py`).
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._x: torch.Tensor | None = None
+        self._moved: list[torch.Tensor] = []
+
+    def of(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(rows · tokens, modules · r) for each rank."""
+        if self._x is not x:
+            self._moved = [torch.bmm(x @ inward, R).flatten(0, 1) for inward, R in self.parts]
+            self._x = x
+        return self._moved
+
+    def clear(self) -> None:
+        """Let go of what was computed."""
+        self._x, self._moved = None, []
+
+
 class RowLinear(nn.Module):
     """A linear layer whose rows may each move it: y = W x + U S R (Vᵀ x) + B A x.
 
-    `vectors` holds (U S)ᵀ, V and R, the last of shape (rows, r, r), for each rank at work; `lora` the rows it is for
-    (None: all), A (rows, r, in) and B (rows, out, r).
+    `vectors` holds, for each rank at work, (U S)ᵀ and where this module's part of the shared z stands; `lora` the rows
+    it is for (None: all), A (rows, r, in) and B (rows, out, r).
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, shared: _Shared) -> None:
         super().__init__()
-        self.linear = linear
-        self.vectors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.linear, self.shared = linear, shared
+        self.vectors: list[tuple[torch.Tensor, slice]] = []
         self.lora: Stack | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """y of shape (rows, tokens, out) for x of shape (rows, tokens, in)."""
         y = F.linear(x, self.linear.weight, self.linear.bias)
-        for outward, inward, R in self.vectors:
-            z = torch.bmm(x @ inward, R.mT)
-            y.view(-1, y.shape[-1]).addmm_(z.view(-1, z.shape[-1]), outward)
+        if self.vectors:
+            flat = y.view(-1, y.shape[-1])
+            for (outward, at), moved in zip(self.vectors, self.shared.of(x), strict=True):
+                flat.addmm_(moved[:, at], outward)
         if self.lora is not None:
             rows, A, B = self.lora
             if rows is None:
@@ -99,50 +125,45 @@ class _SlotCache(Cache):
         super().__init__(layers=[_SlotLayer(self, layer[0], layer[1]) for layer in store])
 
 
-class RowModel:
-    """The slots of one base; `bases` are the directions of the ranks that vector adapters may have."""
+class SlotStore(ABC):
+    """What every model over slots shares: keys and values of all slots, the adapter of each, and stacks of LoRAs."""
 
-    def __init__(self, base: Base, rows: int, context: int, bases: Mapping[int, Basis]) -> None:
+    def __init__(self, base: Base, rows: int, context: int, dtype: torch.dtype) -> None:
         self.base, self.context = base, context
-        model, config = base.model, base.model.config
-        self._decoder, self._head = decoder_of(model), model.get_output_embeddings()
-        self._window = window_of(config)
-        like = next(model.parameters())
-        self._device, self._dtype = like.device, like.dtype
+        config, like = base.model.config, next(base.model.parameters())
+        self._device, self._dtype = like.device, dtype
         heads = int(config.num_key_value_heads)
         dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         # Zeros, for what is masked out is still multiplied; and one place more, where padding is written.
         shape = (int(config.num_hidden_layers), 2, rows, heads, context + 1, dim)
-        self._kv = torch.zeros(shape, dtype=self._dtype, device=self._device)
-        self._cache = _SlotCache(self._kv)
-        self._targets = all_targets(name for name, _ in model.named_modules())
-        self._layers = {target.name: _replace(model, target.name) for target in self._targets}
-        self._parts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        self._R: dict[int, torch.Tensor] = {}
-        for rank, basis in bases.items():
-            self._parts[rank] = [
-                (out.mT.contiguous().to(like), inward.mT.contiguous().mT.to(like))
-                for out, inward in zip(basis.outward, basis.inward, strict=True)
-            ]
-            self._R[rank] = torch.zeros((len(self._targets), rows, rank, rank), dtype=self._dtype, device=self._device)
+        self._kv = torch.zeros(shape, dtype=dtype, device=self._device)
+        self._targets = all_targets(name for name, _ in base.model.named_modules())
+        self._shapes = {each.name: base.model.get_submodule(each.name).weight.shape for each in self._targets}
         self._slots: list[Served | None] = [None] * rows
+        self._blocks: dict[int, Blocks] = {}
         self._stacks: OrderedDict[tuple[bytes, ...], dict[str, tuple[torch.Tensor, torch.Tensor]]] = OrderedDict()
 
+    @abstractmethod
+    def forward(self, first: int, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
+        """Hidden states (rows, tokens, width) of the slots from `first`; row i's tokens stand from `starts[i]` on."""
+
+    @abstractmethod
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (rows, vocabulary) of hidden states (rows, width); float32."""
+
+    @abstractmethod
     def close(self) -> None:
-        """Put the bare linear layers back."""
-        for name, layer in self._layers.items():
-            parent, _, leaf = name.rpartition(".")
-            setattr(self.base.model.get_submodule(parent), leaf, layer.linear)
+        """Leave the base as it was."""
 
     def put(self, slot: int, adapter: Served | None) -> None:
         """The adapter of a slot from here on, or None for the bare base."""
         before = self._slots[slot]
         if before is not None and before.R is not None:
-            self._R[before.rank][:, slot] = 0
+            self._blocks[before.rank].put(slot, None)
         if adapter is not None and adapter.R is not None:
-            if adapter.rank not in self._R:
+            if adapter.rank not in self._blocks:
                 raise AdapterError(f"there is no basis of rank {adapter.rank} here")
-            self._R[adapter.rank][:, slot] = adapter.R.to(self._dtype)
+            self._blocks[adapter.rank].put(slot, adapter.R)
         self._slots[slot] = adapter
 
     def swap(self, one: int, other: int, length: int) -> None:
@@ -161,6 +182,85 @@ class RowModel:
     def write(self, slot: int, part: torch.Tensor) -> None:
         """Put what `read` gave at the beginning of a slot."""
         self._kv[:, :, slot, :, : part.shape[-2]] = part
+
+    def _ranks(self, first: int, rows: int) -> list[int]:
+        """Ranks of the vector adapters in a span of slots."""
+        here = self._slots[first : first + rows]
+        return sorted({served.rank for served in here if served is not None and served.R is not None})
+
+    def _loras(self, first: int, rows: int) -> dict[str, Stack]:
+        """LoRAs of a span of slots by module: the rows they are for (None: all), and their A and B stacked."""
+        here = enumerate(self._slots[first : first + rows])
+        loras = [(row, served) for row, served in here if served is not None and served.A is not None]
+        if not loras:
+            return {}
+        which = None
+        if len(loras) < rows:
+            which = torch.tensor([row for row, _ in loras], device=self._device)
+        return {name: (which, A, B) for name, (A, B) in self._stacked([served for _, served in loras]).items()}
+
+    def _stacked(self, loras: Sequence[Served]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """A and B of several LoRAs by module, filled up with zeros to the largest rank."""
+        key = tuple(served.digest for served in loras)
+        if found := self._stacks.get(key):
+            self._stacks.move_to_end(key)
+            return found
+        most = max(served.rank for served in loras)
+        made: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        parts = [self._lora(served) for served in loras]
+        for name, (outward, inward) in self._shapes.items():
+            if not any(name in each for each in parts):
+                continue
+            A = torch.zeros((len(loras), most, inward), dtype=self._dtype, device=self._device)
+            B = torch.zeros((len(loras), outward, most), dtype=self._dtype, device=self._device)
+            for row, (served, each) in enumerate(zip(loras, parts, strict=True)):
+                if name in each:
+                    A[row, : served.rank], B[row, :, : served.rank] = each[name]
+            made[name] = A, B
+        self._stacks[key] = made
+        while len(self._stacks) > _STACKS:
+            self._stacks.popitem(last=False)
+        return made
+
+    def _lora(self, served: Served) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+        """A and B of one LoRA by module, as this model applies them."""
+        assert served.A is not None and served.B is not None
+        return {name: (served.A[name], served.B[name]) for name in served.A}
+
+
+class RowModel(SlotStore):
+    """The slots of one base as transformers computes it; `bases` are the directions of the ranks that are served."""
+
+    def __init__(self, base: Base, rows: int, context: int, bases: Mapping[int, Basis]) -> None:
+        like = next(base.model.parameters())
+        super().__init__(base, rows, context, like.dtype)
+        self._decoder, self._head = decoder_of(base.model), base.model.get_output_embeddings()
+        self._window = window_of(base.model.config)
+        self._cache = _SlotCache(self._kv)
+        self._groups = groups_of(self._targets)
+        self._shared = [_Shared() for _ in self._groups]
+        self._layers: list[RowLinear] = []
+        # For each rank, (U S)ᵀ of every module, and V of every group with its modules side by side.
+        self._outward: dict[int, list[tuple[torch.Tensor, slice]]] = {rank: [] for rank in bases}
+        self._inward: dict[int, list[torch.Tensor]] = {rank: [] for rank in bases}
+        for places, shared in zip(self._groups, self._shared, strict=True):
+            self._layers += [_replace(base.model, self._targets[at].name, shared) for at in places]
+            for rank, basis in bases.items():
+                V = torch.cat([basis.inward[at] for at in places], dim=1)
+                self._inward[rank].append(V.mT.contiguous().mT.to(like))
+                for place, at in enumerate(places):
+                    span = slice(place * rank, (place + 1) * rank)
+                    self._outward[rank].append((basis.outward[at].mT.contiguous().to(like), span))
+        self._blocks = {
+            rank: Blocks([len(places) for places in self._groups], rank, rows, dtype=self._dtype, device=self._device)
+            for rank in bases
+        }
+
+    def close(self) -> None:
+        """Put the bare linear layers back."""
+        for target, layer in zip(self._targets, self._layers, strict=True):
+            parent, _, leaf = target.name.rpartition(".")
+            setattr(self.base.model.get_submodule(parent), leaf, layer.linear)
 
     def forward(self, first: int, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
         """Hidden states (rows, tokens, width) of the slots from `first`; row i's tokens stand from `starts[i]` on."""
@@ -186,6 +286,8 @@ class RowModel:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+        for shared in self._shared:
+            shared.clear()
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -195,46 +297,30 @@ class RowModel:
 
     def _apply(self, first: int, rows: int) -> None:
         """Hand every layer the adapters of a span of slots."""
-        here = self._slots[first : first + rows]
-        ranks = sorted({served.rank for served in here if served is not None and served.R is not None})
-        loras = [(row, served) for row, served in enumerate(here) if served is not None and served.A is not None]
-        stacks = self._stacked([served for _, served in loras]) if loras else {}
-        which = None
-        if loras and len(loras) < rows:
-            which = torch.tensor([row for row, _ in loras], device=self._device)
-        for place, (name, layer) in enumerate(self._layers.items()):
-            layer.vectors = [(*self._parts[rank][place], self._R[rank][place, first : first + rows]) for rank in ranks]
-            layer.lora = (which, *stacks[name]) if name in stacks else None
-
-    def _stacked(self, loras: Sequence[Served]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """A and B of several LoRAs by module, filled up with zeros to the largest rank."""
-        key = tuple(served.digest for served in loras)
-        if found := self._stacks.get(key):
-            self._stacks.move_to_end(key)
-            return found
-        most = max(served.rank for served in loras)
-        made: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        for name, layer in self._layers.items():
-            if not any(name in (served.A or {}) for served in loras):
-                continue
-            outward, inward = layer.linear.weight.shape
-            A = torch.zeros((len(loras), most, inward), dtype=self._dtype, device=self._device)
-            B = torch.zeros((len(loras), outward, most), dtype=self._dtype, device=self._device)
-            for row, served in enumerate(loras):
-                if served.A is not None and served.B is not None and name in served.A:
-                    A[row, : served.rank], B[row, :, : served.rank] = served.A[name], served.B[name]
-            made[name] = A, B
-        self._stacks[key] = made
-        while len(self._stacks) > _STACKS:
-            self._stacks.popitem(last=False)
-        return made
+        ranks, loras = self._ranks(first, rows), self._loras(first, rows)
+        for group, shared in enumerate(self._shared):
+            shared.parts = [
+                (self._inward[rank][group], self._blocks[rank].groups[group][first : first + rows]) for rank in ranks
+            ]
+        for place, (target, layer) in enumerate(zip(self._targets, self._layers, strict=True)):
+            layer.vectors = [self._outward[rank][place] for rank in ranks]
+            layer.lora = loras.get(target.name)
 
 
-def _replace(model: nn.Module, name: str) -> RowLinear:
+def _replace(model: nn.Module, name: str, shared: _Shared) -> RowLinear:
     linear = model.get_submodule(name)
     if not isinstance(linear, nn.Linear):
         raise AdapterError(f"{name} is already adapted; detach the other adapter first")
     parent, _, leaf = name.rpartition(".")
-    layer = RowLinear(linear)
+    layer = RowLinear(linear, shared)
     setattr(model.get_submodule(parent), leaf, layer)
     return layer
+
+
+def row_model(base: Base, rows: int, context: int, bases: Mapping[int, Basis], *, int8: bool = False) -> SlotStore:
+    """A model over slots: as transformers computes it, or in 8 bits. Raises `UsageError` where a base cannot be."""
+    if not int8:
+        return RowModel(base, rows, context, bases)
+    from whit.serving.int8 import Int8Model
+
+    return Int8Model(base, rows, context, bases)

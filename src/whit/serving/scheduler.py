@@ -21,7 +21,7 @@ import torch
 from whit.errors import WhitError
 from whit.serving.pool import Served
 from whit.serving.prefix import PrefixCache
-from whit.serving.rows import RowModel
+from whit.serving.rows import row_model
 from whit.serving.sampling import Choice, Drawer, Sampling
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Scheduler:
 
     `bases` are a `Pool`'s, `rows` is how many are answered at once, `context` the most tokens of prompt and answer,
     `prefill` how many prompt tokens are read in a step; `waiting` and `waiting_each` bound the queue in all and for
-    one tenant, `prefix_bytes` what is kept of prompts.
+    one tenant, `prefix_bytes` what is kept of prompts; `int8` computes in 8 bits (see `int8.py`).
     """
 
     def __init__(
@@ -137,11 +137,13 @@ class Scheduler:
         waiting: int = 256,
         waiting_each: int = 128,
         prefix_bytes: int = 256 << 20,
+        int8: bool = False,
     ) -> None:
         self.base, self.rows, self.prefill = base, rows, prefill
         self.context = min(context or base.context, base.context)
-        self.model = RowModel(base, rows, self.context, bases)
-        self.prefixes = PrefixCache(f"{base.fingerprint} {base.dtype}", prefix_bytes)
+        self.model = row_model(base, rows, self.context, bases, int8=int8)
+        number_type = "int8" if int8 else base.dtype
+        self.prefixes = PrefixCache(f"{base.fingerprint} {number_type}", prefix_bytes)
         self._bounds = waiting, waiting_each
         self._queues: OrderedDict[str, deque[Request]] = OrderedDict()
         self._guard = threading.Condition()

@@ -1,0 +1,321 @@
+"""A Llama-like base computed in 8-bit integers over slots: the faster of the two models on a CPU.
+
+Weights are rounded to int8 by output column, the inputs of every product to int8 by row; sums are exact integers, so
+that a row's product does not depend on the rows beside it. Before rounding, the residual stream, the values of each
+head and the inputs of down are turned by orthogonal matrices that are folded into the weights (QuaRot, arXiv
+2404.00456): the few large coordinates of a language model are spread over all of them, and rounding costs little. The
+norms' weights are folded too; q, k and v are one product, gate and up another. An adapter's Vᵀ stands as further
+columns of the same product, so that z comes with it; R and U S are applied in float32. Keys and values stay float32.
+
+Promises nothing about bases of other shapes: `suits` says which it takes. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+
+from whit.adapters.basis import Basis
+from whit.adapters.targets import Target
+from whit.errors import UsageError
+from whit.evaluation.decoding import decoder_of, window_of
+from whit.serving.blocks import Blocks, groups_of
+from whit.serving.pool import Served
+from whit.serving.rows import SlotStore, Stack
+
+if TYPE_CHECKING:
+    from whit.bases import Base
+
+_QKV, _OUT, _GATE_UP, _DOWN = range(4)  # a layer's products
+_BLOCK = 64  # inputs of down are turned in blocks of this many
+_COLUMNS = 16  # a product's columns are filled up to a multiple of this
+
+
+def suits(base: Base) -> str | None:
+    """None where `Int8Model` can compute this base, else why it cannot."""
+    config: Any = base.model.config
+    if config.model_type not in ("llama", "mistral") or window_of(config) is not None:
+        return f"8-bit serving takes Llama-like bases, and {base.name} is {config.model_type}"
+    if config.hidden_act != "silu" or any(name.endswith("_proj.bias") for name, _ in base.model.named_parameters()):
+        return f"{base.name} has biases or another activation than SiLU"
+    if next(base.model.parameters()).device.type != "cpu":
+        return "8-bit serving is for CPUs"
+    return None
+
+
+@dataclass
+class _Group:
+    """One product: `W` int8 (in, columns), `scale` (columns,), of which the first `out` are the modules' outputs.
+
+    For each rank: `z` where the columns of Vᵀ stand, `US` (modules·r, out), and `R` (rows, modules·r, modules·r), Rᵀ of
+    every module along its diagonal. `spans` are the outputs of each module by name.
+    """
+
+    W: torch.Tensor
+    scale: torch.Tensor
+    out: int
+    spans: dict[str, slice]
+    z: dict[int, slice] = field(default_factory=dict)
+    US: dict[int, torch.Tensor] = field(default_factory=dict)
+    R: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+class _Turns:
+    """The orthogonal matrices, and what they make of a module's rows and columns."""
+
+    def __init__(self, config: Any) -> None:
+        self.heads, self.kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
+        self.dim = int(getattr(config, "head_dim", None) or config.hidden_size // self.heads)
+        self.residual = orthogonal(int(config.hidden_size), seed=1)
+        self.head = orthogonal(self.dim, seed=2)
+        size, wide = _BLOCK, int(config.intermediate_size)
+        while wide % size:
+            size //= 2
+        self.block = orthogonal(size, seed=3)
+
+    def columns(self, projection: str, M: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
+        """M (any, in) for the turned inputs of a projection; `norm` is the weight of the norm before it."""
+        if norm is not None:
+            turned: torch.Tensor = (M * norm) @ self.residual
+            return turned
+        H = self.head if projection == "o_proj" else self.block
+        return (M.reshape(len(M), -1, len(H)) @ H).flatten(1)
+
+    def rows(self, projection: str, M: torch.Tensor) -> torch.Tensor:
+        """M (out, any) for the turned outputs of a projection."""
+        if projection in ("q_proj", "k_proj"):
+            # Pairs side by side, as a complex product turns them.
+            return M.reshape(-1, 2, self.dim // 2, M.shape[1]).transpose(1, 2).reshape(M.shape)
+        if projection == "v_proj":
+            return (self.head.mT @ M.reshape(-1, self.dim, M.shape[1])).reshape(M.shape)
+        if projection in ("o_proj", "down_proj"):
+            return self.residual.mT @ M
+        return M
+
+
+def orthogonal(size: int, *, seed: int) -> torch.Tensor:
+    """A fixed orthogonal matrix (size, size) that spreads every coordinate: Hadamard's, times a random one."""
+    odd, even = size, 1
+    while odd % 2 == 0:
+        odd, even = odd // 2, even * 2
+    H = torch.ones(1, 1, dtype=torch.float64)
+    while len(H) < even:
+        H = torch.cat([torch.cat([H, H], 1), torch.cat([H, -H], 1)])
+    draw = torch.Generator().manual_seed(seed)
+    rest = torch.linalg.qr(torch.randn(odd, odd, dtype=torch.float64, generator=draw))[0].contiguous()
+    signs = 1.0 - 2.0 * torch.randint(0, 2, (size, 1), generator=draw).double()
+    return (signs * torch.kron(rest, H / even**0.5)).float()
+
+
+class Int8Model(SlotStore):
+    """The slots of one base in 8 bits; `bases` are the directions of the ranks that are served."""
+
+    def __init__(self, base: Base, rows: int, context: int, bases: Mapping[int, Basis]) -> None:
+        if why := suits(base):
+            raise UsageError(f"{why}; serve it without --int8")
+        super().__init__(base, rows, context, torch.float32)
+        self._decoder: Any = decoder_of(base.model)
+        self._turns = _Turns(base.model.config)
+        self._eps = float(base.model.config.rms_norm_eps)
+        self._embed: torch.Tensor = base.model.get_input_embeddings().weight
+        self._groups: list[list[_Group]] = []
+        self._own: weakref.WeakKeyDictionary[Served, dict[str, tuple[torch.Tensor, torch.Tensor]]]
+        self._own = weakref.WeakKeyDictionary()
+        self._norms = {target.name: self._norm_before(target) for target in self._targets}
+        with torch.no_grad():
+            groups = [self._group(places, bases) for places in groups_of(self._targets)]
+            self._groups = [groups[at : at + 4] for at in range(0, len(groups), 4)]
+            for rank in bases:
+                self._lay_out(rank, rows)
+            norm = self._decoder.norm.weight.float()
+            self._head, self._head_scale = _rounded(
+                (base.model.get_output_embeddings().weight.float() * norm) @ self._turns.residual
+            )
+
+    def close(self) -> None:
+        """The base was never touched."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (rows, vocabulary) of hidden states (rows, width); float32."""
+        return _product(hidden, self._head).mul_(self._head_scale)[:, : self._embed.shape[0]]
+
+    def forward(self, first: int, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
+        """Hidden states (rows, tokens, width) of the slots from `first`; row i's tokens stand from `starts[i]` on.
+
+        They are the normed and turned ones that `logits` takes.
+        """
+        rows, width = len(tokens), max(map(len, tokens))
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in tokens])
+        places = torch.tensor(starts)[:, None] + torch.arange(width)
+        longest = max(at + len(row) for at, row in zip(starts, tokens, strict=True))
+        turns = self._turns
+        each = turns.heads // turns.kv_heads
+        seen = torch.arange(longest)[None, None, None, :] <= places[:, None, :, None]
+        mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        # The queries that share a head of keys stand beside each other, as further tokens.
+        mask = mask.expand(-1, -1, each, -1) if width == 1 else mask.repeat(1, 1, each, 1)
+        h = self._embed[ids.view(-1)].float() @ turns.residual
+        cos, sin = self._decoder.rotary_emb(h, places.clamp(max=self.context - 1))
+        half = turns.dim // 2
+        turn = torch.complex(cos[..., :half].float(), sin[..., :half].float()).reshape(-1, 1, half)
+        span = (torch.arange(rows)[:, None], places.clamp(max=self.context))
+        ranks, loras = self._ranks(first, rows), self._loras(first, rows)
+        at = slice(first, first + rows)
+        for layer, (qkv, out, gate_up, down) in enumerate(self._groups):
+            y = self._apply(self._normed(h), qkv, at, ranks, loras)
+            a = self._attend(y, self._kv[layer][:, at], turn, span, mask, longest)
+            self._add(h, a, out, at, ranks, loras)
+            y = self._apply(self._normed(h), gate_up, at, ranks, loras)
+            wide = gate_up.out // 2
+            a = F.silu(y[:, :wide]).mul_(y[:, wide : gate_up.out])
+            a = (a.view(-1, len(turns.block)) @ turns.block).view(len(a), wide)
+            self._add(h, a, down, at, ranks, loras)
+        return self._normed(h).view(rows, width, -1)
+
+    # -- one layer's parts; x (tokens of all rows, in)
+
+    def _normed(self, h: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(h, (h.shape[1],), None, self._eps)
+
+    def _apply(
+        self, x: torch.Tensor, group: _Group, at: slice, ranks: list[int], loras: dict[str, Stack]
+    ) -> torch.Tensor:
+        """y, of which the first `group.out` columns count."""
+        y = _product(x, group.W).mul_(group.scale)
+        self._adapt(y, y[:, : group.out], x, group, at, ranks, loras)
+        return y
+
+    def _add(
+        self, h: torch.Tensor, x: torch.Tensor, group: _Group, at: slice, ranks: list[int], loras: dict[str, Stack]
+    ) -> None:
+        """The same, added to the residual stream."""
+        y = _product(x, group.W)
+        h.addcmul_(y[:, : group.out], group.scale[: group.out])
+        self._adapt(y, h, x, group, at, ranks, loras)
+
+    def _adapt(
+        self,
+        y: torch.Tensor,
+        to: torch.Tensor,
+        x: torch.Tensor,
+        group: _Group,
+        at: slice,
+        ranks: list[int],
+        loras: dict[str, Stack],
+    ) -> None:
+        rows = at.stop - at.start
+        for rank in ranks:
+            z = y[:, group.z[rank]]
+            moved = torch.bmm(z.unflatten(0, (rows, -1)), group.R[rank][at])
+            to.addmm_(moved.view(z.shape), group.US[rank])
+        if loras:
+            inputs = x.view(rows, -1, x.shape[1])
+            for name, span in group.spans.items():
+                if name not in loras:
+                    continue
+                which, A, B = loras[name]
+                part = to[:, span].unflatten(0, (rows, -1))
+                if which is None:
+                    part += torch.bmm(torch.bmm(inputs, A.mT), B.mT)
+                else:
+                    part.index_add_(0, which, torch.bmm(torch.bmm(inputs[which], A.mT), B.mT))
+
+    def _attend(
+        self,
+        y: torch.Tensor,
+        kv: torch.Tensor,
+        turn: torch.Tensor,
+        span: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor,
+        longest: int,
+    ) -> torch.Tensor:
+        """Attention's output (tokens of all rows, heads · dim); kv (2, rows, heads, places, dim) is written to."""
+        turns, rows = self._turns, kv.shape[1]
+        wide, dim, heads = turns.heads * turns.dim, turns.dim, turns.kv_heads
+        queries_keys = y[:, : wide + heads * dim].unflatten(1, (-1, dim // 2, 2))
+        torch.view_as_complex(queries_keys).mul_(turn)
+        new = y[:, wide : wide + 2 * heads * dim]
+        kv[:, span[0], :, span[1]] = new.view(rows, -1, 2, heads, dim)
+        q = y[:, :wide].view(rows, -1, heads, turns.heads // heads, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        out = F.scaled_dot_product_attention(q, kv[0][:, :, :longest], kv[1][:, :, :longest], attn_mask=mask)
+        return out.unflatten(2, (turns.heads // heads, -1)).permute(0, 3, 1, 2, 4).reshape(len(y), wide)
+
+    # -- what is made before serving
+
+    def _norm_before(self, target: Target) -> torch.Tensor | None:
+        layer = self._decoder.layers[target.layer]
+        if target.projection in ("q_proj", "k_proj", "v_proj"):
+            weight: torch.Tensor = layer.input_layernorm.weight.float()
+            return weight
+        if target.projection in ("gate_proj", "up_proj"):
+            weight = layer.post_attention_layernorm.weight.float()
+            return weight
+        return None
+
+    def _group(self, at: Sequence[int], bases: Mapping[int, Basis]) -> _Group:
+        turns = self._turns
+        targets = [self._targets[index] for index in at]
+        parts, spans, end = [], {}, 0
+        for target in targets:
+            W = self.base.model.get_submodule(target.name).weight.float()
+            W = turns.rows(target.projection, turns.columns(target.projection, W, self._norms[target.name]))
+            parts.append(W)
+            spans[target.name] = slice(end, end + len(W))
+            end += len(W)
+        group = _Group(torch.empty(0), torch.empty(0), end, spans)
+        columns = end
+        for rank, basis in bases.items():
+            outwards = []
+            for index, target in zip(at, targets, strict=True):
+                Vt = basis.inward[index].float().mT
+                parts.append(turns.columns(target.projection, Vt, self._norms[target.name]))
+                outwards.append(turns.rows(target.projection, basis.outward[index].float()).mT)
+            group.z[rank] = slice(columns, columns + rank * len(at))
+            group.US[rank] = torch.block_diag(*outwards)
+            columns = group.z[rank].stop
+        group.W, group.scale = _rounded(torch.cat(parts))
+        return group
+
+    def _lay_out(self, rank: int, rows: int) -> None:
+        factors = []
+        for groups in self._groups:
+            for kind, group in enumerate(groups):
+                # What goes to the residual stream is used before it is scaled.
+                scale = group.scale[group.z[rank]] if kind in (_OUT, _DOWN) else torch.ones(len(group.spans) * rank)
+                factors.append(scale.view(-1, rank))
+        each = [len(group.spans) for groups in self._groups for group in groups]
+        self._blocks[rank] = Blocks(
+            each, rank, rows, dtype=self._dtype, device=self._device, factors=torch.cat(factors)
+        )
+        for place, group in enumerate(group for groups in self._groups for group in groups):
+            group.R[rank] = self._blocks[rank].groups[place]
+
+    def _lora(self, served: Served) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+        found = self._own.get(served)
+        if found is None:
+            found = {}
+            for target in self._targets:
+                if served.A is not None and served.B is not None and target.name in served.A:
+                    A, B = served.A[target.name].float(), served.B[target.name].float()
+                    A = self._turns.columns(target.projection, A, self._norms[target.name])
+                    found[target.name] = A, self._turns.rows(target.projection, B)
+            self._own[served] = found
+        return found
+
+
+def _rounded(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """W (out, in) as int8 (in, out) and the scale of every output; outputs filled up with zeros."""
+    W = F.pad(W, (0, 0, 0, -len(W) % _COLUMNS))
+    scale = (W.abs().amax(1) / 127).clamp_(min=1e-30)
+    return (W / scale[:, None]).round_().to(torch.int8).contiguous().mT, scale
+
+
+def _product(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+    """x (tokens, in) times W (in, columns), but for the columns' scales; every row is rounded by itself."""
+    scale = x.abs().amax(-1, keepdim=True).mul_(1 / 127).clamp_(min=1e-30)
+    return torch._int_mm((x / scale).round_().to(torch.int8), W) * scale
