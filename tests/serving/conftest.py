@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import pytest
@@ -30,6 +31,34 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["WHIT_CACHE"]
     else:
         os.environ["WHIT_CACHE"] = before
+
+
+class GivenPostgres:
+    """A server that runs already, named by WHIT_POSTGRES; its databases are dropped at the end."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._made = address, list[str]()
+        with self._connect():
+            pass
+
+    def _connect(self) -> Any:
+        import psycopg
+
+        return psycopg.connect(self._address, autocommit=True, connect_timeout=10)
+
+    def address(self) -> str:
+        """The address of a fresh database."""
+        name = f"whit_test_{os.getpid()}_{len(self._made)}"
+        with self._connect() as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        self._made.append(name)
+        return urlunsplit(urlsplit(self._address)._replace(path=f"/{name}"))
+
+    def stop(self) -> None:
+        """Drop what was made."""
+        with self._connect() as connection:
+            for name in self._made:
+                connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 class Postgres:
@@ -68,8 +97,25 @@ class Postgres:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+def postgres() -> Iterator[GivenPostgres | Postgres]:
+    """The server that WHIT_POSTGRES names, as .ci/run starts one; else one of our own."""
     pytest.importorskip("psycopg", reason="psycopg is not installed")
+    if given := os.environ.get("WHIT_POSTGRES"):
+        there = GivenPostgres(given)
+        yield there
+        there.stop()
+        return
+    yield from _own_postgres()
+
+
+@pytest.fixture(scope="session")
+def own_postgres() -> Iterator[Postgres]:
+    """A server that a test may stop and start."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    yield from _own_postgres()
+
+
+def _own_postgres() -> Iterator[Postgres]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     program = found[-1] if found else shutil.which("initdb") or ""
     if not program:
