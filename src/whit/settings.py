@@ -16,6 +16,7 @@ KINDS = ("xs", "tiny", "lora", "auto")
 BY_REWARD = ("grpo", "dr-grpo", "es", "cma")
 OPTIMIZERS = ("adam", "natural", *BY_REWARD)
 DTYPES = ("auto", "float32", "bfloat16")
+QUANTIZED = ("nf4", "int8")
 ENGINES = ("torch", "wasm")
 NUMBER_TYPES = ("bfloat16", "float16", "float32")
 
@@ -110,8 +111,73 @@ class TrainSettings(DataColumns):
     baselines: bool = option(True, "Measure the baselines (few-shot, null adapter, linear classifier).")
     max_tokens: int | None = option(None, "Longest answer in tokens (default: by the training answers).", least=1)
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
+    quantize: str | None = option(
+        None, "Hold the base's projections in 4 or 8 bits (bitsandbytes); the same as the suffix in smollm2:nf4.",
+        choices=QUANTIZED,
+    )
+    checkpointing: bool = option(False, "Compute every layer twice, for a fraction of the memory of a step.")
+    processes: int = option(1, "Processes that share each step's rows (torchrun's are counted by themselves).", least=1)
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
     resume: bool = option(False, "Go on from where an interrupted run of the same settings stopped.")
+
+
+def _as_in_training(name: str) -> Any:
+    """The option of that name as `whit train` has it: one default, one help text."""
+    part = next(part for part in fields(TrainSettings) if part.name == name)
+    return field(default=part.default, metadata=part.metadata)
+
+
+@dataclass(frozen=True)
+class BakeSettings(DataColumns):
+    """Options of `whit bake`."""
+
+    guide: Path = argument("The standing instruction: a text file.")
+    inputs: Path = argument("Inputs such as will come; gold answers in them are used to judge, never to learn from.")
+    base: str = _as_in_training("base")
+    out: Path | None = option(None, "Folder for the adapter, its card and the report (default: the guide's name).")
+    instruction: str | None = option(None, "A short instruction that stays before every input (default: none).")
+    teacher_url: str | None = option(
+        None, "Learn from a model behind this OpenAI-compatible address (its /v1), not from the base itself."
+    )
+    teacher_model: str | None = option(None, "--teacher-url: the model to ask there.")
+    teacher_key: str = option("OPENAI_API_KEY", "--teacher-url: the environment variable that holds the key.")
+    teacher_timeout: float = option(60.0, "--teacher-url: seconds that an answer may take.", least=0.1)
+    top: int = option(20, "Likeliest tokens of the teacher's distributions that are kept.", least=1, most=1000)
+    kind: str | None = option(
+        None,
+        "Kind of adapter; by default lora for the small built-in bases and xs for others.",
+        choices=("xs", "tiny", "lora"),
+    )
+    rank: int | None = _as_in_training("rank")
+    numbers: int | None = _as_in_training("numbers")
+    groups: int | None = _as_in_training("groups")
+    alpha: float | None = _as_in_training("alpha")
+    dropout: float = _as_in_training("dropout")
+    targets: tuple[str, ...] = _as_in_training("targets")
+    number_type: str = _as_in_training("number_type")
+    score: str = _as_in_training("score")
+    validation: float = _as_in_training("validation")
+    test: float = _as_in_training("test")
+    test_data: Path | None = option(None, "Held-out inputs from a file of their own, instead of a share.")
+    limit: int | None = _as_in_training("limit")
+    epochs: float | None = _as_in_training("epochs")
+    batch: int = _as_in_training("batch")
+    accumulate: int = _as_in_training("accumulate")
+    learning_rate: float | None = _as_in_training("learning_rate")
+    warmup: float = _as_in_training("warmup")
+    evaluations: int = _as_in_training("evaluations")
+    validation_rows: int = _as_in_training("validation_rows")
+    patience: int = _as_in_training("patience")
+    seeds: int = _as_in_training("seeds")
+    seed: int = _as_in_training("seed")
+    max_tokens: int | None = option(
+        None, "Longest answer in tokens (default: by the gold answers, else 128).", least=1
+    )
+    dtype: str = _as_in_training("dtype")
+    quantize: str | None = _as_in_training("quantize")
+    checkpointing: bool = _as_in_training("checkpointing")
+    threads: int | None = _as_in_training("threads")
+    resume: bool = _as_in_training("resume")
 
 
 @dataclass(frozen=True)
@@ -225,6 +291,13 @@ class CheckSettings(DataColumns):
     )
     base: str | None = option(None, "Also find rows beyond this base's context.")
     fix: Path | None = option(None, "Write a cleaned copy here and list each change.")
+    influence: bool = option(False, "Find the rows that hurt --adapter, and train again without them.")
+    adapter: str | None = option(None, "--influence: folder of the adapter that was trained on these rows.")
+    held_out: Path | None = option(None, "--influence: the rows it was proved on, where they are a file of their own.")
+    score: str | None = option(None, "--influence: how answers are scored (default: as in training).")
+    share: float = option(0.1, "--influence: share of the rows to show, and to leave out.", least=0.0, most=0.5)
+    retrain: bool = option(True, "--influence: train again without the rows that hurt, and prove what that changes.")
+    threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
 
 
 @dataclass(frozen=True)

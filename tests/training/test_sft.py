@@ -150,13 +150,13 @@ def test_the_mean_of_the_rows_gradients_is_the_batchs(base: Base, tune: Tune, en
     rows[0] = replace(rows[0], completion_ids=[7, 8, 9, *rows[0].completion_ids])  # answers of unlike length
     with torch.no_grad():
         bound.v.copy_(0.1 * torch.randn(bound.numbers, generator=torch.Generator().manual_seed(0)))
-    one = sft._Run(base, bound, rows, PLAN, constant(), lambda progress: None)
-    one._accumulate(collate(rows), sum(len(row.completion_ids) for row in rows), 5, [])
+    one = sft.Supervised(base, bound, rows, PLAN, constant(), lambda progress: None)
+    one.accumulate(collate(rows), sum(len(row.completion_ids) for row in rows), 5, [])
     whole = bound.v.grad
     assert whole is not None
     each: list[torch.Tensor] = []
-    natural = sft._Run(base, bound, rows, replace(PLAN, optimizer="natural"), constant(), lambda progress: None)
-    natural._accumulate(collate(rows), sum(len(row.completion_ids) for row in rows), 5, each)
+    natural = sft.Supervised(base, bound, rows, replace(PLAN, optimizer="natural"), constant(), lambda progress: None)
+    natural.accumulate(collate(rows), sum(len(row.completion_ids) for row in rows), 5, each)
     assert each[0].shape == (5, bound.numbers)
     torch.testing.assert_close(each[0].mean(0), whole, rtol=1e-4, atol=1e-6)
     bound.v.grad = None

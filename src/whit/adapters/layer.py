@@ -45,7 +45,8 @@ class AdaptedLinear(nn.Module):
         R = self.R.to(x.dtype)
         if R.dim() == 3 and R.shape[0] != x.shape[0]:
             raise AdapterError(f"{R.shape[0]} adapters were set for a batch of {x.shape[0]} rows")
-        if self.linear.weight.requires_grad:
+        # A packed layer's matrix is unpacked at each look: it must not be kept for the way back.
+        if getattr(self.linear, "packed", False) or self.linear.weight.requires_grad:
             adapted: torch.Tensor = self.linear(x) + ((x @ self.V) @ R.mT) @ self.US.mT
         else:
             weight, bias = self.linear.weight, self.linear.bias

@@ -32,7 +32,7 @@ def module_outputs(base: Base, modules: Sequence[str]) -> dict[str, tuple[torch.
     from whit.bases import load_base
 
     if base.dtype != "float32":
-        base = load_base(base.path, dtype="float32")
+        base = load_base(base.path, dtype="float32", quantize=base.quantized)
     decoder: Any = base.model.get_decoder()
     text = (resources.files("whit.adapters") / TEXT).read_text(encoding="utf-8")
     ids = base.encode(text)[: min(TOKENS, base.context)]

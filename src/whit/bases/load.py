@@ -8,6 +8,7 @@ them in float32 whatever type the model was loaded in. Knows nothing of adapters
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from whit.bases.dtypes import choose_dtype
 from whit.bases.fingerprint import Fingerprinter, file_state, remember, remembered
 from whit.bases.listing import read_licence
+from whit.bases.memory import require_memory
 from whit.bases.names import Reference, resolve
+from whit.bases.quantize import fingerprint_of, join_name, quantised, require_backend, split_name
 from whit.bases.source import GgufSource, Source, open_source
 from whit.bases.tokenizers import Words, folder_words, gguf_words, stop_ids
 from whit.data.templates import Template
@@ -45,12 +48,18 @@ class Base:
     stop_ids: tuple[int, ...]
     parameters: int
     source: Source = field(repr=False)
+    quantized: str | None = None  # how the layers' projections are held: see `whit.bases.quantize`
+    packed: dict[str, Any] = field(default_factory=dict, repr=False)  # the layers that hold them, by module
 
     def weight(self, module: str) -> torch.Tensor:
         """The weight of a module (say `model.layers.0.self_attn.q_proj`), (rows out, columns in).
 
-        float32, dequantised exactly as the file stores it, read anew at each call. Raises `BaseError`.
+        float32, dequantised exactly as the file stores it, read anew at each call; of a quantised base the matrix that
+        it computes with. Raises `BaseError`.
         """
+        if module in self.packed:
+            found: torch.Tensor = self.packed[module].dequantise().cpu()
+            return found
         name = f"{module}.weight"
         if name not in self.source.shapes and module == "lm_head":
             name = "model.embed_tokens.weight"  # tied
@@ -67,12 +76,17 @@ class Base:
         return str(self.tokenizer.backend_tokenizer.decode([int(item) for item in ids], skip_special_tokens=True))
 
 
-def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Base:
-    """Load a base by its name, .gguf file or transformers folder.
+def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu", quantize: str | None = None) -> Base:
+    """Load a base by its name, .gguf file or transformers folder; a name may end in `:nf4` or `:int8`.
 
-    `dtype` is `auto` (what this machine computes fastest in), `float32` or `bfloat16`.
-    Raises `BaseError` for a base that is unknown, absent, damaged or not supported.
+    `dtype` is `auto` (what this machine computes fastest in), `float32` or `bfloat16`; `quantize` says the same as the
+    suffix. Raises `BaseError` for a base that is unknown, absent, damaged, not supported, or larger than the memory.
     """
+    if isinstance(name, str):
+        name, asked = split_name(name)
+        quantize = quantize or asked
+    if quantize is not None:
+        require_backend(quantize, device)
     reference = resolve(name)
     path = reference.path
     if not reference.present:
@@ -80,9 +94,10 @@ def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu") -> 
     source = open_source(path)
     words = gguf_words(source.gguf.metadata, path) if isinstance(source, GgufSource) else folder_words(path)
     number_type = choose_dtype(dtype, device)
-    model, fingerprint = _build(source, words, number_type)
+    require_memory(source, number_type, quantize, device, reference.name)
+    model, fingerprint, packed = _build(source, words, number_type, quantize)
     return Base(
-        name=reference.name,
+        name=join_name(reference.name, quantize),
         path=path,
         fingerprint=fingerprint,
         model=model.to(device),
@@ -92,8 +107,10 @@ def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu") -> 
         dtype=str(number_type).removeprefix("torch."),
         licence=_licence(reference, source),
         stop_ids=stop_ids(words, source.config.get("eos_token_id")),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(math.prod(shape) for shape in source.shapes.values()),
         source=source,
+        quantized=quantize,
+        packed=packed,
     )
 
 
@@ -105,8 +122,8 @@ def _licence(reference: Reference, source: Source) -> str:
     return read_licence(reference.path)
 
 
-def _build(source: Source, words: Words, dtype: torch.dtype) -> tuple[Any, str]:
-    """The frozen model, and the fingerprint (taken while the tensors pass by, unless it is remembered)."""
+def _build(source: Source, words: Words, dtype: torch.dtype, quantize: str | None) -> tuple[Any, str, dict[str, Any]]:
+    """The frozen model, the fingerprint (taken while the tensors pass by, unless it is remembered), packed layers."""
     import torch
     import transformers
 
@@ -133,19 +150,34 @@ def _build(source: Source, words: Words, dtype: torch.dtype) -> tuple[Any, str]:
     known, state = remembered(source), file_state(source)
     hasher = Fingerprinter() if known is None else None
     tensors: dict[str, torch.Tensor] = {}
+    packed: dict[str, Any] = {}
     for name in sorted(wanted):
         W = source.read(name)
         if hasher is not None:
             hasher.add(name, W)
+        module = name.removesuffix(".weight")
+        if quantize is not None and _is_projection(skeleton, module):
+            packed[module] = quantised(skeleton.get_submodule(module), W, quantize, dtype)
+            W = torch.zeros((), dtype=dtype).expand(W.shape)  # of one number: it only stands in
         tensors[name] = W.to(dtype)
     if hasher is not None:
         known = hasher.hexdigest()
         remember(source, known, state)
     with _quiet():
         model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    for module, layer in packed.items():
+        parent, _, leaf = module.rpartition(".")
+        layer.bias = model.get_submodule(module).bias
+        setattr(model.get_submodule(parent), leaf, layer)
     model.requires_grad_(False)
     model.eval()
-    return model, str(known)
+    return model, str(known) if quantize is None else fingerprint_of(str(known), quantize), packed
+
+
+def _is_projection(skeleton: Any, module: str) -> bool:
+    from torch import nn
+
+    return module.startswith("model.layers.") and isinstance(skeleton.get_submodule(module), nn.Linear)
 
 
 @contextlib.contextmanager

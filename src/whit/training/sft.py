@@ -142,10 +142,12 @@ def train(
 
     Raises `TrainingError` (NaN, nothing to learn from) and `Interrupted`; state is saved first.
     """
-    return _Run(base, bound, rows, plan, score, watch or (lambda progress: None)).go()
+    return Supervised(base, bound, rows, plan, score, watch or (lambda progress: None)).go()
 
 
-class _Run(Loop):
+class Supervised(Loop):
+    """A run on rows with answers. A subclass may take another loss (`accumulate`) or share the work (`places`)."""
+
     plan: Plan
 
     def __init__(
@@ -179,12 +181,12 @@ class _Run(Loop):
         for parameter in self.bound.parameters():
             parameter.grad = None
         for part in parts:
-            share, infinite = self._accumulate(part, targets, len(places), gradients)
+            share, infinite = self.accumulate(part, targets, len(places), gradients)
             total += share
             suspects += infinite
         if isinstance(self.bound, BoundLora):
             self.bound.train(False)
-        self._refuse_nan(total, gradients, suspects or [name for part in parts for name in part.rows])
+        self.refuse_nan(total, gradients, suspects or [name for part in parts for name in part.rows])
         rate = self.plan.learning_rate * schedule(self.step, self.steps, self.plan.warmup)
         self.torn = True
         self.optimizer.step(rate, torch.cat(gradients) if gradients else None)
@@ -194,7 +196,7 @@ class _Run(Loop):
         self.losses.append(total)
         self.tokens += sum(part.size for part in parts)
 
-    def _accumulate(
+    def accumulate(
         self, part: Batch, targets: int, rows: int, gradients: list[torch.Tensor]
     ) -> tuple[float, list[str]]:
         """Add one part's gradient; its share of the step's mean loss, and the rows whose own loss is not finite."""
@@ -213,7 +215,7 @@ class _Run(Loop):
             loss.backward()
         return float(loss.detach()), _not_finite(losses, part)
 
-    def _refuse_nan(self, loss: float, rows: Sequence[torch.Tensor], names: Sequence[str]) -> None:
+    def refuse_nan(self, loss: float, rows: Sequence[torch.Tensor], names: Sequence[str]) -> None:
         """Stop at a loss or gradient that is not finite; `rows` are gradients of single rows, if they were taken."""
         gradients = [parameter.grad for parameter in self.bound.parameters() if parameter.grad is not None]
         if math.isfinite(loss) and all(bool(torch.isfinite(part).all()) for part in (*gradients, *rows)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whit.data.checking import check_rows
 from whit.data.fixing import fix_rows, write_rows
@@ -20,12 +20,15 @@ from whit.settings import CheckSettings
 from whit.talk import Talk
 from whit.verbs.common import CONTRACT
 
+if TYPE_CHECKING:
+    from whit.verbs.influence import InfluenceReport
+
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was found: the number of rows, the problems, what reading assumed, and what `fix` changed."""
+    """What was found: rows, problems, what reading assumed, what `fix` changed, and with it which rows hurt."""
 
     path: str
     rows: int
@@ -34,6 +37,7 @@ class CheckResult:
     fixed: str | None = None
     kept: int | None = None
     changes: tuple[str, ...] = ()
+    influence: InfluenceReport | None = None
 
     @property
     def serious(self) -> bool:
@@ -52,6 +56,8 @@ class CheckResult:
         }
         if self.fixed is not None:
             document["fix"] = {"path": self.fixed, "rows": self.kept, "changes": list(self.changes)}
+        if self.influence is not None:
+            document["influence"] = self.influence.to_json()
         return document
 
     def to_text(self, most: int = _SHOWN) -> str:
@@ -72,6 +78,8 @@ class CheckResult:
             lines.append("nothing wrong was found")
         elif not self.serious:
             lines.append("nothing serious (!) was found")
+        if self.influence is not None:
+            lines.append(self.influence.to_text())
         if self.fixed is not None:
             lines.append(f"{self.fixed}: {self.kept:,} rows, {len(self.changes):,} changes")
             lines += [f"    {change}" for change in self.changes]
@@ -84,6 +92,9 @@ def check(settings: CheckSettings, *, talk: Talk | None = None) -> CheckResult:
     With a `base` each row's length is counted in its tokens, under its chat template. Raises `DataError`
     where the file cannot be read at all, and `UsageError` where `fix` would overwrite what was read.
     """
+    talk = talk or Talk(quiet=True)
+    if settings.adapter and not settings.influence:
+        raise UsageError("--adapter is for --influence; add that too")
     fix = settings.fix
     for path in (settings.data, *settings.against):
         if fix is not None and Path(fix).resolve() == Path(path).resolve():
@@ -110,9 +121,18 @@ def check(settings: CheckSettings, *, talk: Talk | None = None) -> CheckResult:
         splits={name: other.rows for name, other in others.items()},
     )
     result = CheckResult(str(settings.data), len(rows), tuple(problems), notes)
+    hurting: dict[str, str] = {}
+    if settings.influence:
+        from whit.verbs.influence import find_influence
+
+        found = find_influence(settings, problems, talk)
+        result = replace(result, influence=found)
+        hurting = found.left_out
     if fix is None:
         return result
     kept, changes = fix_rows(rows, problems)
+    changes += [f"{row.id}: removed (hurts: {hurting[row.id]})" for row in kept if row.id in hurting]
+    kept = [row for row in kept if row.id not in hurting]
     write_rows(fix, kept)
     return replace(result, fixed=str(fix), kept=len(kept), changes=tuple(changes))
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from whit.errors import AdapterError, UsageError
+from whit.settings import BakeSettings, TrainSettings
 from whit.talk import Talk
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from whit.evaluation.card import Card
     from whit.evaluation.verdict import Comparison
 
+S = TypeVar("S", TrainSettings, BakeSettings)
 CONTRACT = 1
 CARD_NAME, REPORT_NAME, HELD_OUT_NAME, SEEN_NAME = "card.json", "report.html", "held-out.jsonl", "seen.txt"
 
@@ -70,14 +72,25 @@ def open_base(name: str, *, dtype: str, threads: int | None, talk: Talk) -> Base
     use_threads(threads)
     from whit.bases import load_base
     from whit.bases.names import resolve
+    from whit.bases.quantize import split_name
 
-    if not resolve(name).present:
+    plain, _ = split_name(name)
+    if not resolve(plain).present:
         from whit.bases.pulling import pull
 
-        talk.say(f"{name} is not here yet; fetching it (once)")
-        pull(name, progress=fetching(talk, name))
+        talk.say(f"{plain} is not here yet; fetching it (once)")
+        pull(plain, progress=fetching(talk, plain))
     with talk.task(f"Loading {name}"):
         return load_base(name, dtype=dtype)
+
+
+def quantised(settings: S) -> S:
+    """The settings with `--quantize` said by the base's name, as cards and other commands have it."""
+    from whit.bases.quantize import join_name
+
+    if settings.quantize is None:
+        return settings
+    return replace(settings, base=join_name(settings.base, settings.quantize), quantize=None)
 
 
 def fetching(talk: Talk, name: str) -> Any:

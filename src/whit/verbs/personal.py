@@ -61,6 +61,10 @@ class PersonalResult:
 
 def command(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult | PersonalResult:
     """`whit train`: for everyone or for each, from answers or by reward, in one size or in the smallest that does."""
+    settings = common.quantised(settings)
+    plain = not (settings.kind == "auto" or settings.reward or settings.per or settings.optimizer != "adam")
+    if not plain and (settings.processes > 1 or settings.checkpointing):
+        raise UsageError("--processes and --checkpointing are for training on answers with adam, one adapter for all")
     if settings.kind == "auto":
         from whit.verbs.ladder import train_auto
 

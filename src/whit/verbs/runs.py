@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 _STATE = "state"
 # Rows and base are known by their content, wherever they lie.
-_NOT_PART_OF_A_RUN = ("data", "test_data", "base", "out", "resume", "threads", "baselines", "shots")
+_NOT_PART_OF_A_RUN = (
+    "data", "test_data", "base", "out", "resume", "threads", "baselines", "shots", "checkpointing", "processes"
+)  # fmt: skip
 R = TypeVar("R")
 P = TypeVar("P", bound="Pace")
 

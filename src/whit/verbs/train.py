@@ -6,14 +6,17 @@ neither training nor choosing saw. Ends with the verdict, a report, a card and t
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whit.errors import UsageError
-from whit.settings import BY_REWARD, TrainSettings
+from whit.settings import BY_REWARD, TrainSettings, as_plain
 from whit.talk import Talk, clock, size
 from whit.verbs import common, runs
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from whit.data.templates import Encoded
     from whit.evaluation.proof import Examiner
     from whit.training.loop import Trained
+    from whit.training.parallel import Team
     from whit.training.sft import Plan
 
 _ROWS_SEEN = 4000
@@ -61,10 +65,13 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     """
     talk = talk or Talk(quiet=True)
     common.require_finite(settings)
+    settings = common.quantised(settings)
     if settings.per:
         raise UsageError("a vector for each user is trained by whit.verbs.personal.train_personal")
     if settings.reward or settings.kind == "auto" or settings.optimizer in BY_REWARD:
         raise UsageError("--reward and --kind auto are run by whit.verbs.personal.command")
+    from whit.training.memory import checkpointed
+
     start = runs.start(settings, talk)
     base, split = start.base, start.split
     examiner, encoded = examine(settings, split, base)
@@ -74,9 +81,38 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     start.introduce(talk)
     talk.say(f"score    {examiner.scorer.name} ({examiner.scorer.reason})")
     start.size(talk, kind, numbers, payload)
+    require_memory(settings, base, encoded, plan, numbers, talk)
     announce(talk, settings, base, examiner, plan, encoded)
-    trained, seeds = train_seeds(settings, examiner, fresh, encoded, split, plan, talk)
+    with team_for(settings) as team, checkpointed(base, settings.checkpointing):
+        trained, seeds = train_seeds(settings, examiner, fresh, encoded, split, plan, talk, team)
+    if not team.first:
+        raise SystemExit(0)  # the first process goes on alone, and speaks for all
     return TrainResult(start.folder, start.end(examiner, trained, seeds, talk), trained.adapter)
+
+
+def require_memory(
+    settings: TrainSettings, base: Base, encoded: Sequence[Encoded], plan: Plan, numbers: int, talk: Talk
+) -> None:
+    """Say what a step takes. Raises `UsageError` with advice where that is more than is free."""
+    from whit.training import memory
+
+    rows, whole = -(-plan.batch // max(1, settings.processes)), plan.accumulate
+    needed = memory.require_memory(
+        base, encoded, batch=rows, accumulate=whole, numbers=numbers, checkpointing=settings.checkpointing
+    )
+    talk.say(f"memory   up to about {size(needed)} for a step, beside the base")
+
+
+def team_for(settings: TrainSettings) -> contextlib.AbstractContextManager[Team]:
+    """The processes that train together: torchrun's, or `--processes`."""
+    import json
+    import os
+
+    from whit.training.parallel import team_of
+
+    threads = max(1, (settings.threads or os.cpu_count() or 1) // settings.processes)
+    plain = as_plain(replace(settings, processes=1, threads=threads))
+    return team_of(settings.processes, [sys.executable, "-m", "whit.verbs.worker", json.dumps(plain)])
 
 
 def examine(settings: TrainSettings, split: Split, base: Base) -> tuple[Examiner, list[Encoded]]:
@@ -203,22 +239,30 @@ def train_seeds(
     split: Split,
     plan: Plan,
     talk: Talk,
+    team: Team | None = None,
 ) -> tuple[Trained, dict[int, float]]:
-    """Train every seed; the one that scores best on validation, and every seed's score."""
+    """Train every seed, alone or as a `team`; the one that scores best on validation, and every seed's score."""
+    from whit.training.parallel import Team, train_together
     from whit.training.sft import Progress, train
 
     validation = list(split.validation[: settings.validation_rows])
     choosing = examiner.encode(validation)
+    team = team or Team()
 
     def one(bound: Bound, plan: Plan, name: str) -> Trained:
+        def scores(places: Sequence[int]) -> list[float]:
+            answers = examiner.answer([choosing[at] for at in places], bound)
+            return [found.value for found in examiner.score(answers, [validation[at] for at in places])]
+
         def score() -> float:
-            found = examiner.score(examiner.answer(choosing, bound), validation)
-            return sum(item.value for item in found) / len(found)
+            return team.mean_score(len(validation), scores)
 
         def watch(progress: Progress) -> None:
             held = "" if progress.score is None else f"  validation {100 * progress.score:.1f}"
             talk.progress(name, progress.step, progress.steps, progress.seconds, f"loss {progress.loss:.3f}{held}")
 
+        if team.size > 1:
+            return train_together(examiner.base, bound, encoded, plan, score, team, watch=watch)
         return train(examiner.base, bound, encoded, plan, score, watch=watch)
 
     return runs.best_of_seeds(settings, plan, fresh, one, lambda trained: trained, talk)

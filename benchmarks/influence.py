@@ -1,0 +1,156 @@
+"""sst2 with a tenth of the training labels flipped: which ranking finds them, and what leaving out the worst changes.
+
+    python benchmarks/influence.py
+    python benchmarks/influence.py --validation-too --seed 1
+
+An `xs` adapter learns from the flipped rows. Then the rows are ranked by doubt (as `whit check --influence` does), by
+first-order harm, by their loss under that adapter, and by cleanlab's label quality: from out-of-fold probabilities of
+TF-IDF and a linear classifier, as cleanlab is commonly used, and from the adapter's own probabilities. For each
+ranking: the share of flipped rows among the worst tenth (a tenth by chance). Then the adapter is trained again without
+the worst tenth by doubt, and both are compared on dev.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import replace
+from typing import Any
+
+import torch
+from common import Task, examiner, open_base, report, task, tell
+from sst2 import fresh
+
+from whit.adapters.tunable import Bound
+from whit.data.rows import Row
+from whit.evaluation.proof import Examiner
+from whit.evaluation.verdict import compare
+from whit.training.gradients import row_gradients
+from whit.training.influence import influence
+from whit.training.sft import LEARNING_RATES, Plan, train
+
+
+def flipped(rows: list[Row], share: float, seed: int) -> tuple[list[Row], set[str]]:
+    labels = sorted({row.completion for row in rows})
+    chosen = {row.id for row in random.Random(seed).sample(rows, round(share * len(rows)))}
+    changed = [
+        replace(row, completion=labels[1 - labels.index(row.completion)]) if row.id in chosen else row for row in rows
+    ]
+    return changed, chosen
+
+
+def tuned(exam: Examiner, of: Task, rows: list[Row], options: argparse.Namespace, name: str) -> Bound:
+    kind, bound = fresh(exam.base, options.kind)
+    encoded, choosing = exam.encode(rows, learn=True), exam.encode(of.validation)
+
+    def score() -> float:
+        found = exam.score(exam.answer(choosing, bound), of.validation)
+        return sum(item.value for item in found) / len(found)
+
+    plan = Plan(
+        epochs=options.epochs, batch=4, learning_rate=LEARNING_RATES[kind, "adam"], evaluations=2, patience=9,
+        seed=options.seed,
+    )  # fmt: skip
+
+    def watch(progress: Any) -> None:
+        if progress.step % 50 == 0:
+            tell(f"{name}: step {progress.step}/{progress.steps}, loss {progress.loss:.3f}")
+
+    done = train(exam.base, bound, encoded, plan, score, watch=watch)
+    bound.load(done.adapter)
+    return bound
+
+
+def cleanlab_by_words(rows: list[Row], labels: list[str]) -> torch.Tensor:
+    from cleanlab.rank import get_label_quality_scores
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    y = [labels.index(row.completion) for row in rows]
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
+    )
+    probabilities = cross_val_predict(model, [row.prompt for row in rows], y, cv=5, method="predict_proba")
+    return -torch.tensor(get_label_quality_scores(torch.tensor(y).numpy(), probabilities))
+
+
+def cleanlab_by_adapter(exam: Examiner, bound: Bound, rows: list[Row], labels: list[str]) -> torch.Tensor:
+    from cleanlab.rank import get_label_quality_scores
+
+    from whit.training.batching import collate
+    from whit.training.sft import loss_of
+
+    logs = torch.zeros(len(rows), len(labels), dtype=torch.float64)
+    for at, label in enumerate(labels):
+        encoded = exam.encode([replace(row, completion=label) for row in rows], learn=True)
+        for start in range(0, len(encoded), 16):
+            batch = collate(encoded[start : start + 16])
+            with torch.inference_mode(), bound.active():
+                losses = loss_of(exam.base, batch).double()
+            logs[start : start + 16, at].index_add_(0, batch.at[:, 0], -losses)
+    y = torch.tensor([labels.index(row.completion) for row in rows])
+    return -torch.tensor(get_label_quality_scores(y.numpy(), logs.softmax(1).numpy()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="smollm2")
+    parser.add_argument("--kind", default="xs")
+    parser.add_argument("--task", default="sst2")
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--validation", type=int, default=300)
+    parser.add_argument("--dev", type=int)
+    parser.add_argument("--flip", type=float, default=0.1)
+    parser.add_argument("--validation-too", action="store_true", help="flip as many of the validation rows")
+    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", help="keep gradients and labels in this file, to try other rankings on")
+    options = parser.parse_args()
+    of = task(options.task, rows=options.rows, validation=options.validation, dev=options.dev)
+    rows, wrong = flipped(of.train, options.flip, options.seed)
+    if options.validation_too:
+        of = replace(of, validation=flipped(of.validation, options.flip, options.seed + 1)[0])
+    labels = sorted({row.completion for row in rows})
+    exam = examiner(open_base(options.base), of, max_tokens=4)
+    bound = tuned(exam, of, rows, options, "with flipped labels")
+
+    def gradients(name: str, some: list[Row]) -> Any:
+        return row_gradients(
+            exam.base, bound, exam.encode(some, learn=True),
+            on_done=lambda done: tell(f"gradients: {done} {name} rows") if done % 200 == 0 else None,
+        )  # fmt: skip
+
+    judged, learned = gradients("validation", of.validation), gradients("training", rows)
+    found = influence(learned, judged)
+    if options.save:
+        plain = {"G": learned.G, "losses": learned.losses, "Gv": judged.G, "wrong": [row.id in wrong for row in rows]}
+        torch.save(plain, options.save)
+    rankings = {
+        "doubt": found.doubt.argsort(descending=True),
+        "harm, first order": found.harm.argsort(descending=True),
+        "loss": learned.losses.argsort(descending=True),
+        "cleanlab, TF-IDF out of fold": cleanlab_by_words(rows, labels).argsort(descending=True),
+        "cleanlab, the adapter's own": cleanlab_by_adapter(exam, bound, rows, labels).argsort(descending=True),
+    }
+    count = round(0.1 * len(rows))
+    for name, order in rankings.items():
+        hits = sum(rows[at].id in wrong for at in order[:count].tolist())
+        report([{"ranking": name, "flipped_among_worst_tenth": round(hits / count, 4), "rows": len(rows)}])
+    report([{"validation_rows": len(of.validation), "agreement_of_halves": round(found.agreement, 3)}])
+    before = exam.system("all rows", "adapter", of.dev, bound=bound)
+    bound.detach()
+    left_out = {rows[at].id for at in rankings["doubt"][:count].tolist()}
+    again = tuned(exam, of, [row for row in rows if row.id not in left_out], options, "without the worst tenth")
+    after = exam.system("without the worst tenth", "adapter", of.dev, bound=again)
+    result = compare(before.scores, after.scores)
+    report([{
+        "dev_rows": result.rows, "all_rows": round(result.base, 4), "without_the_worst_tenth": round(result.tuned, 4),
+        "interval": [round(bound, 4) for bound in result.interval], "p_value": result.p_value,
+        "verdict": str(result.verdict),
+    }])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

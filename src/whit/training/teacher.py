@@ -1,0 +1,219 @@
+"""A teacher's answers: kept in a file as they come, and asked for once each.
+
+`Answers` is a file of JSON lines that grows; its first line says whose answers they are, and a file of another teacher
+is refused. `Endpoint` asks an OpenAI-compatible address: bounded in time and size, no redirect followed, no proxy or
+key taken from the environment but the key's named variable, and no error holds the key. What was answered before a
+failure is kept, so nothing is paid twice. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from whit.data.rows import Row
+from whit.errors import StorageError, TrainingError, UsageError
+
+_LARGEST = 4_000_000  # bytes of one answer's JSON
+_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+_TRIES = 4
+_LONGEST_WAIT = 30.0  # seconds between two tries
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+class Answers:
+    """Answers by row, in a file at `path`. `whose` says which teacher gives them, with what instruction and limits."""
+
+    def __init__(self, path: Path, whose: dict[str, Any]) -> None:
+        """Reads what is there. Raises `TrainingError` for a file of another teacher."""
+        self.path = path
+        self._head = json.dumps(whose, sort_keys=True)
+        self._found: dict[str, str] = {}
+        self._size = 0
+        if path.is_file():
+            self._read()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, row: Row) -> str | None:
+        """The row's answer, if it was given."""
+        return self._found.get(_key(row))
+
+    def add(self, row: Row, answer: str) -> None:
+        """Keep an answer, on the disk before this returns. Raises `StorageError`."""
+        lines = "" if self._size else self._head + "\n"
+        # The prompt is kept as a hash: the file may lie beside the adapter, which is shared.
+        lines += json.dumps({"row": _key(row), "answer": answer}, ensure_ascii=False) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("r+b" if self._size else "wb") as handle:
+                handle.seek(self._size)  # over a line that a kill cut short
+                handle.write(lines.encode("utf-8", "surrogatepass"))
+                handle.truncate()
+                handle.flush()
+                os.fsync(handle.fileno())
+                self._size = handle.tell()
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}: {error.strerror}; answers so far are kept in it") from error
+        self._found[_key(row)] = answer
+
+    def _read(self) -> None:
+        content = self.path.read_bytes()
+        for number, line in enumerate(content.splitlines(keepends=True)):
+            if not line.endswith(b"\n"):
+                break  # cut short: the process was killed while it wrote
+            if number == 0 and line.decode("utf-8", "replace").strip() != self._head:
+                raise TrainingError(
+                    f"{self.path}: these answers are of another teacher, instruction or limit; remove the file to ask "
+                    "again, or choose another --out"
+                )
+            if number:
+                try:
+                    item = json.loads(line.decode("utf-8", "surrogatepass"))
+                    self._found[str(item["row"])] = str(item["answer"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise TrainingError(
+                        f"{self.path}, line {number + 1}: damaged ({error}); remove that line"
+                    ) from error
+            self._size += len(line)
+
+
+def _key(row: Row) -> str:
+    said = json.dumps([[turn.role, turn.content] for turn in row.turns])
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """None: a redirect is an error, for the key must not follow it."""
+        return None
+
+
+class Endpoint:
+    """An OpenAI-compatible address (its `/v1`), asked for one answer at a time by `parallel` threads."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        key_name: str = "OPENAI_API_KEY",
+        timeout: float = 60.0,
+        parallel: int = 4,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Raises `UsageError` for an address that is none, or that would send a key unencrypted."""
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname
+        except ValueError:
+            host = None
+        if host is None or parts.scheme not in ("http", "https"):
+            raise UsageError(f"--teacher-url {url[:80]}: give an address such as https://api.example.org/v1")
+        self._key = os.environ.get(key_name, "")
+        if parts.scheme == "http" and host not in _LOCAL and self._key:
+            raise UsageError(f"--teacher-url {host}: {key_name} would travel unencrypted; use https")
+        self.host = host
+        self._url = url.rstrip("/") + "/chat/completions"
+        self._model, self._timeout, self._parallel, self._sleep = model, timeout, parallel, sleep
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+
+    def answer_all(
+        self,
+        rows: Sequence[Row],
+        instruction: str,
+        most: int,
+        answers: Answers,
+        *,
+        on_done: Callable[[int], None] | None = None,
+    ) -> None:
+        """Ask for every row that has no answer yet, and keep each answer as it comes.
+
+        Raises `UsageError` where the endpoint refuses (key, model), `TrainingError` where it fails; both say how many
+        answers are kept.
+        """
+        wanted = iter([row for row in rows if answers.get(row) is None])
+        running: dict[Future[str], Row] = {}
+        failure: Exception | None = None
+        with ThreadPoolExecutor(self._parallel) as pool:
+            while True:
+                while failure is None and len(running) < self._parallel:
+                    row = next(wanted, None)
+                    if row is None:
+                        break
+                    running[pool.submit(self._ask, row, instruction, most)] = row
+                if not running:
+                    break
+                # What is under way is paid for: even after a failure it is waited for and kept.
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    row = running.pop(future)
+                    try:
+                        answers.add(row, future.result())
+                    except (TrainingError, UsageError) as error:
+                        failure = failure or error
+                    if on_done:
+                        on_done(sum(answers.get(one) is not None for one in rows))
+        if failure is not None:
+            kept = sum(answers.get(row) is not None for row in rows)
+            raise type(failure)(
+                f"{failure}; {kept:,} of {len(rows):,} answers are kept in {answers.path}, and the same command asks "
+                "only for the others"
+            ) from failure
+
+    def _ask(self, row: Row, instruction: str, most: int) -> str:
+        turns = [{"role": turn.role, "content": turn.content} for turn in row.turns]
+        body = {
+            "model": self._model,
+            "messages": [{"role": "system", "content": instruction}, *turns],
+            "temperature": 0,
+            "max_tokens": most,
+        }
+        headers = {"content-type": "application/json", "user-agent": "whit"}
+        if self._key:
+            headers["authorization"] = f"Bearer {self._key}"
+        content = json.dumps(body).encode()
+        reason = ""
+        for turn in range(_TRIES):
+            if turn:
+                self._sleep(min(_LONGEST_WAIT, 0.5 * 4**turn))
+            request = urllib.request.Request(self._url, content, headers, method="POST")
+            try:
+                with self._opener.open(request, timeout=self._timeout) as response:
+                    raw = response.read(_LARGEST + 1)
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP {error.code}"
+                if error.code in (401, 403):
+                    raise UsageError(f"the teacher at {self.host} refuses the key ({reason})") from None
+                if error.code not in _AGAIN:
+                    raise UsageError(f"the teacher at {self.host} refuses row {row.id} ({reason})") from None
+                continue
+            except TimeoutError:
+                reason = f"no answer within {self._timeout:g} s"
+                continue
+            except (OSError, ValueError) as error:  # urllib's own errors are OSErrors; a broken answer is a ValueError
+                cause = getattr(error, "reason", error)
+                reason = f"no answer within {self._timeout:g} s" if isinstance(cause, TimeoutError) else "no connection"
+                continue
+            return self._text(raw, row)
+        raise TrainingError(f"the teacher at {self.host} failed {_TRIES} times on row {row.id} ({reason})")
+
+    def _text(self, raw: bytes, row: Row) -> str:
+        try:
+            if len(raw) > _LARGEST:
+                raise ValueError
+            text = json.loads(raw)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            raise TrainingError(f"the teacher at {self.host} gave no chat completion to row {row.id}") from None
+        if not isinstance(text, str) or not text.strip():
+            raise TrainingError(f"the teacher at {self.host} gave an empty answer to row {row.id}")
+        return text.strip()

@@ -1,0 +1,494 @@
+"""`whit bake`: an adapter in the place of a long standing instruction.
+
+The teacher is the base with the instruction, or any model behind an OpenAI-compatible address; the student is the base
+without it, and an adapter. Gold answers in the inputs, where they are, are used to judge and never to learn from. A
+teacher that is no better than the bare base is said before training. The verdict is on inputs that training never
+saw: does the adapter answer as the teacher does, more often than the bare base?
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whit.data.rows import Row, read
+from whit.data.splitting import Split, split_rows
+from whit.errors import DataError, UsageError
+from whit.settings import BakeSettings, TrainSettings
+from whit.talk import Talk
+from whit.verbs import common, runs
+from whit.verbs.train import announce, plan_of, require_memory, shape_of
+
+if TYPE_CHECKING:
+    from whit.adapters.tunable import Bound
+    from whit.bases import Base
+    from whit.data.templates import Encoded
+    from whit.evaluation.proof import Examiner
+    from whit.evaluation.scoring import Scorer
+    from whit.evaluation.verdict import Comparison
+    from whit.training.distil import Distributions
+    from whit.training.loop import Trained
+    from whit.training.sft import Plan
+
+ANSWERS_NAME, REPORT_NAME = "teacher.jsonl", "bake.json"
+_CHUNK = 64  # rows answered between two writes
+_FIRST = 200  # rows with gold answers on which teacher and base are compared before training
+_TIMED = 8
+_SHOWN = 5
+_LARGEST_GUIDE = 1_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Of one request, in the mean (tokens) and the median (milliseconds, one request at a time, nothing cached)."""
+
+    tokens_with: float
+    tokens_without: float
+    ms_with: float
+    ms_without: float
+
+    def to_json(self) -> dict[str, float]:
+        """Plain values, with the shares that are saved."""
+        return {
+            **vars(self),
+            "tokens_saved": 1 - self.tokens_without / self.tokens_with,
+            "ms_saved": self.ms_with - self.ms_without,
+        }
+
+
+@dataclass(frozen=True)
+class BakeResult:
+    """What `bake` made. `card.result` compares base and adapter by how often they answer as the teacher does.
+
+    `first` compares base and teacher on gold answers before training; `gold` teacher and adapter on held-out ones, both
+    None where the inputs have none. `lost` are held-out rows that the teacher had right and the adapter has wrong.
+    """
+
+    folder: Path
+    card: Any
+    adapter: Any
+    teacher: str
+    saved: Saved
+    first: Comparison | None
+    gold: Comparison | None
+    bare_gold: float | None
+    lost: tuple[tuple[Row, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `whit bake --json`."""
+        found = common.verdict_json(self.card.result, self.card.baselines, str(self.folder))
+        about = self.adapter.describe()
+        return {
+            **found,
+            **{key: about[key] for key in ("kind", "numbers", "payload_bytes")},
+            "teacher": self.teacher,
+            "agreement": self.card.result.tuned,
+            "base_agreement": self.card.result.base,
+            "saved": self.saved.to_json(),
+            "before": self.first.to_json() if self.first else None,
+            "gold": {**self.gold.to_json(), "bare": self.bare_gold} if self.gold else None,
+            "lost": [{"id": row.id, "prompt": row.prompt, "completion": row.completion, "answer": answer}
+                     for row, answer in self.lost],
+        }  # fmt: skip
+
+    def to_text(self) -> str:
+        """The verdict, what it costs, and what a request saves."""
+        result, saved = self.card.result, self.saved
+        lines = [
+            result.sentence(base="the bare base"),
+            f"It answers {result.rows:,} held-out inputs as the teacher ({self.teacher}) does in "
+            f"{100 * result.tuned:.1f} % of cases, the bare base in {100 * result.base:.1f} %.",
+        ]  # fmt: skip
+        if self.gold is not None:
+            share = f" ({self.gold.tuned / self.gold.base:.2f} of it)" if self.gold.base else ""
+            lines.append(
+                f"Gold answers: bare base {100 * (self.bare_gold or 0):.1f}, teacher {100 * self.gold.base:.1f}, "
+                f"adapter {100 * self.gold.tuned:.1f}{share}. "
+                + self.gold.sentence(tuned="the adapter", base="the teacher")
+            )
+            lines.append(f"lost: {len(self.lost):,} rows that the teacher had right")
+            lines += [
+                f"  {row.id}: {_short(answer)} for {_short(row.completion)}" for row, answer in self.lost[:_SHOWN]
+            ]
+        spared = 1 - saved.tokens_without / saved.tokens_with
+        lines += [
+            f"saved on each request: {saved.tokens_with - saved.tokens_without:.0f} of {saved.tokens_with:.0f} prompt "
+            f"tokens ({100 * spared:.0f} %), {saved.ms_with - saved.ms_without:.0f} of {saved.ms_with:.0f} ms (one at "
+            "a time; a server that keeps the instruction's cache saves less)",
+            "",
+            f"{self.card.kind} adapter of {self.card.numbers:,} numbers: {self.folder}/",
+            f"report: {self.folder / common.REPORT_NAME}",
+            f'try it: whit run {self.folder} "…"',
+        ]
+        return "\n".join(lines)
+
+
+def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
+    """Bake the instruction in `settings.guide` into an adapter; see `BakeSettings` for the options.
+
+    Raises `UsageError`, `DataError`, `BaseError`, `TrainingError` (a teacher that fails: its answers so far are kept),
+    or `Interrupted` (its state saved).
+    """
+    talk = talk or Talk(quiet=True)
+    common.require_finite(settings)
+    settings = common.quantised(settings)
+    guide = read_guide(settings.guide)
+    if settings.teacher_url and not settings.teacher_model:
+        raise UsageError("--teacher-url needs the model to ask: add --teacher-model NAME")
+    plain = as_training(settings)
+    start = runs.start(plain, talk, split=lambda plain, talk: read_inputs(settings, plain, talk))
+    _require_fits(settings, guide, start.base)
+    run = hashlib.sha256(
+        f"{start.run}\0{guide}\0{settings.teacher_url}\0{settings.teacher_model}\0{settings.top}".encode()
+    )
+    start = replace(start, run=run.hexdigest())
+    runs.make_folder(start.state)
+    start.introduce(talk)
+
+    from whit.evaluation.proof import Examiner, longest_answer
+    from whit.training.memory import checkpointed
+
+    gold_split = start.split
+    gold = _gold_scorer(settings, gold_split)
+    with_gold = [row for row in (*gold_split.train, *gold_split.validation) if row.completion]
+    most = settings.max_tokens or (longest_answer(with_gold, start.base) if with_gold else 128)
+    teach = Examiner(start.base, gold, guide, most)  # type: ignore[arg-type]  # without gold it only answers
+    name = (
+        f"{settings.teacher_model} at {settings.teacher_url}" if settings.teacher_url else f"{start.base.name} with it"
+    )
+    talk.say(f"teacher  {name}: an instruction of {len(start.base.encode(guide)):,} tokens")
+
+    everything = [*gold_split.validation, *gold_split.train, *gold_split.test]
+    answers = teacher_answers(settings, teach, guide, start.folder / ANSWERS_NAME, everything, talk)
+    taught = Split(*(
+        tuple(replace(row, completion=answers[row.id]) for row in part)
+        for part in (gold_split.train, gold_split.validation, gold_split.test)
+    ))  # fmt: skip
+    examiner = Examiner(start.base, _agreement(gold, taught, settings), settings.instruction, most)
+    first = compare_first(examiner, gold, gold_split, answers, talk)
+    encoded = examiner.encode(taught.train, learn=True)
+    fresh, numbers, kind, payload = shape_of(plain, start.base)
+    plan = plan_of(plain, kind, len(encoded), start.run, start.state)
+    start.size(talk, kind, numbers, payload)
+    told = None if settings.teacher_url else _distributions(settings, teach, taught.train, start.state, start.run, talk)
+    require_memory(plain, start.base, encoded, plan, numbers, talk)
+    announce(talk, plain, start.base, examiner, plan, encoded)
+    with checkpointed(start.base, settings.checkpointing):
+        trained, seeds = _train(plain, examiner, fresh, encoded, told, taught, plan, talk)
+    start = replace(start, split=taught)
+    remarks = [f"Baked from an instruction of {len(start.base.encode(guide)):,} tokens; agreement is with {name}."]
+    card = start.end(examiner, trained, seeds, talk, remarks=remarks)
+    card = _with_command(card, settings, start.folder)
+    return _report(settings, start, card, trained, teach, examiner, gold, gold_split, answers, first, name, talk)
+
+
+def read_guide(path: Path) -> str:
+    """The instruction. Raises `DataError` where there is none to read."""
+    try:
+        if path.stat().st_size > _LARGEST_GUIDE:
+            raise DataError(f"{path}: {path.stat().st_size:,} bytes are no instruction; give a shorter text")
+        text = path.read_text("utf-8").strip()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not text in UTF-8 ({error.reason})") from error
+    if not text:
+        raise DataError(f"{path}: is empty; give the instruction that stands before every request")
+    return text
+
+
+def as_training(settings: BakeSettings) -> TrainSettings:
+    """The settings of the training that baking is."""
+    own = {part.name for part in fields(TrainSettings)}
+    given = {part.name: getattr(settings, part.name) for part in fields(settings) if part.name in own}
+    out = settings.out or Path(settings.guide.stem)
+    return TrainSettings(**{**given, "data": settings.inputs, "out": out, "shots": (), "baselines": True})
+
+
+def read_inputs(settings: BakeSettings, plain: TrainSettings, talk: Talk) -> Split:
+    """The inputs, split; answers are kept where the file has them. Raises `DataError`."""
+    reading = read(
+        settings.inputs,
+        prompt_column=settings.prompt_column,
+        completion_column=settings.completion_column,
+        limit=settings.limit,
+        require_completion=False,
+    )
+    for note in reading.notes:
+        talk.say(f"note: {note}")
+    empty = next((row for row in reading.rows if not row.prompt.strip()), None)
+    if empty is not None:
+        raise DataError(f"{empty.place}: no input; fill it in, or remove such rows with `whit check --fix`")
+    gold = {row.id: row.completion for row in reading.rows}
+    # Splitting wants answers that differ; inputs may come without any.
+    stand_in = [replace(row, completion=row.id) for row in reading.rows]
+    if settings.test_data is not None:
+        held = read(
+            settings.test_data,
+            prompt_column=settings.prompt_column,
+            completion_column=settings.completion_column,
+            require_completion=False,
+        ).rows
+        kept = split_rows(stand_in, validation=plain.validation, test=0.0, seed=plain.seed)
+        inputs = {common.seen_key(row) for row in held}
+        train, validation = (
+            [row for row in part if common.seen_key(row) not in inputs] for part in (kept.train, kept.validation)
+        )
+        # Ids are a file's own: a row of the other file may have the same.
+        held = tuple(replace(row, id=f"held out {row.id}") if row.id in gold else row for row in held)
+        gold |= {row.id: row.completion for row in held}
+        parts: tuple[Sequence[Row], ...] = (train, validation, held)
+    else:
+        split = split_rows(stand_in, validation=plain.validation, test=plain.test, seed=plain.seed)
+        parts = (split.train, split.validation, split.test)
+    if not all(parts):
+        raise DataError(
+            "after splitting there is nothing to learn from, to choose by or to prove with; give more inputs"
+        )
+    return Split(*(tuple(replace(row, completion=gold[row.id]) for row in part) for part in parts))
+
+
+def teacher_answers(
+    settings: BakeSettings, teach: Examiner, guide: str, path: Path, rows: Sequence[Row], talk: Talk
+) -> dict[str, str]:
+    """The teacher's answer to each row, by id; each is kept in `path` as it comes, and given once."""
+    from whit.training.teacher import Answers, Endpoint
+
+    whose = {"guide": hashlib.sha256(guide.encode()).hexdigest(), "most": teach.max_tokens,
+             "url": settings.teacher_url, "model": settings.teacher_model or teach.base.fingerprint}  # fmt: skip
+    answers = Answers(path, whose)
+    known = sum(answers.get(row) is not None for row in rows)
+    if known:
+        talk.say(f"{known:,} of {len(rows):,} answers of the teacher are here already: {path}")
+    began = time.monotonic()
+
+    def watch(done: int) -> None:
+        talk.progress("the teacher's answers", done, len(rows), time.monotonic() - began)
+
+    if settings.teacher_url:
+        endpoint = Endpoint(
+            settings.teacher_url, settings.teacher_model or "", key_name=settings.teacher_key,
+            timeout=settings.teacher_timeout,
+        )  # fmt: skip
+        endpoint.answer_all(rows, guide, teach.max_tokens, answers, on_done=watch)
+    else:
+        left = [row for row in rows if answers.get(row) is None]
+        for start in range(0, len(left), _CHUNK):
+            some = left[start : start + _CHUNK]
+            for row, answer in zip(some, teach.answer(teach.encode(some)), strict=True):
+                answers.add(row, answer.strip())
+            watch(len(rows) - len(left) + start + len(some))
+    found = {row.id: answers.get(row) or "" for row in rows}
+    if len(set(found.values())) == 1:
+        raise DataError(
+            f"the teacher gives every input the answer {next(iter(found.values()))[:40]!r}: nothing to bake"
+        )
+    return found
+
+
+def compare_first(
+    examiner: Examiner, gold: Scorer | None, split: Split, answers: dict[str, str], talk: Talk
+) -> Comparison | None:
+    """Bare base and teacher on gold answers, before training; told where the teacher is no better."""
+    from whit.evaluation.verdict import compare
+
+    rows = [row for row in (*split.validation, *split.train) if row.completion][:_FIRST]
+    if gold is None or not rows:
+        talk.say("note: no gold answers in the inputs, so that the teacher itself cannot be judged")
+        return None
+    with talk.task(f"Is the teacher better than the bare base? {len(rows):,} rows"):
+        bare = examiner.answer(examiner.encode(rows))
+    before = [gold.score(answer, row) for answer, row in zip(bare, rows, strict=True)]
+    after = [gold.score(answers[row.id], row) for row in rows]
+    found = compare(before, after, graded=gold.graded)
+    talk.say(f"teacher {100 * found.tuned:.1f}, bare base {100 * found.base:.1f} on gold answers")
+    if str(found.verdict) != "helped":
+        talk.say("! the teacher is not shown to be better than the bare base: there may be nothing worth baking")
+    return found
+
+
+def _gold_scorer(settings: BakeSettings, split: Split) -> Scorer | None:
+    from whit.evaluation.scoring import make_scorer
+
+    rows = [row for row in split.train if row.completion]
+    everyone = all(row.completion for row in (*split.validation, *split.test))
+    return make_scorer(settings.score, rows) if rows and everyone else None
+
+
+def _agreement(gold: Scorer | None, taught: Split, settings: BakeSettings) -> Scorer:
+    """What decides whether two answers are the same: the labels' own reader, else what suits all the answers."""
+    from whit.evaluation.scoring import make_scorer
+
+    if gold is not None and gold.labels:
+        return gold
+    return make_scorer(
+        settings.score if ":" not in settings.score else "exact", [*taught.train, *taught.validation, *taught.test]
+    )
+
+
+def _require_fits(settings: BakeSettings, guide: str, base: Base) -> None:
+    tokens = len(base.encode(guide))
+    if settings.teacher_url is None and tokens + 8 >= base.context:
+        raise UsageError(
+            f"{settings.guide}: {tokens:,} tokens leave no room in {base.name}'s context of {base.context:,}; shorten "
+            "it, or let another model read it with --teacher-url"
+        )
+
+
+def _distributions(
+    settings: BakeSettings, teach: Examiner, rows: Sequence[Row], state: Path, run: str, talk: Talk
+) -> list[Distributions]:
+    """The teacher's distributions at its own answers, kept in the run's state."""
+    import torch
+
+    from whit.training.checkpoint import load_checkpoint, save_checkpoint
+    from whit.training.distil import Distributions, distributions
+
+    path = state / "teacher.top"
+    kept = load_checkpoint(path, run=run) if settings.resume else None
+    if kept is not None:
+        tensors, about = kept
+        parts = zip(*(torch.split(tensors[name], about["sizes"]) for name in ("ids", "logs")), strict=True)
+        return [Distributions(ids.long(), logs) for ids, logs in parts]
+    began = time.monotonic()
+
+    def watch(done: int) -> None:
+        talk.progress("the teacher's distributions", done, len(rows), time.monotonic() - began)
+
+    found = distributions(teach.base, teach.encode(rows, learn=True), top=settings.top, on_done=watch)
+    tensors = {"ids": torch.cat([one.ids for one in found]).int(), "logs": torch.cat([one.logs for one in found])}
+    save_checkpoint(path, tensors, {"run": run, "sizes": [len(one.ids) for one in found]})
+    return found
+
+
+def _train(
+    plain: TrainSettings,
+    examiner: Examiner,
+    fresh: Callable[[int], Bound],
+    encoded: Sequence[Encoded],
+    told: Sequence[Distributions] | None,
+    split: Split,
+    plan: Plan,
+    talk: Talk,
+) -> tuple[Trained, dict[int, float]]:
+    from whit.training.distil import distil
+    from whit.training.sft import Progress, train
+
+    validation = list(split.validation[: plain.validation_rows])
+    choosing = examiner.encode(validation)
+
+    def one(bound: Bound, plan: Plan, name: str) -> Trained:
+        def score() -> float:
+            found = examiner.score(examiner.answer(choosing, bound), validation)
+            return sum(item.value for item in found) / len(found)
+
+        def watch(progress: Progress) -> None:
+            held = "" if progress.score is None else f"  agreement {100 * progress.score:.1f}"
+            talk.progress(name, progress.step, progress.steps, progress.seconds, f"loss {progress.loss:.3f}{held}")
+
+        if told is None:
+            return train(examiner.base, bound, encoded, plan, score, watch=watch)
+        return distil(examiner.base, bound, encoded, told, plan, score, watch=watch)
+
+    return runs.best_of_seeds(plain, plan, fresh, one, lambda trained: trained, talk)
+
+
+def _report(
+    settings: BakeSettings,
+    start: runs.Start,
+    card: Any,
+    trained: Trained,
+    teach: Examiner,
+    examiner: Examiner,
+    gold: Scorer | None,
+    split: Split,
+    answers: dict[str, str],
+    first: Comparison | None,
+    teacher: str,
+    talk: Talk,
+) -> BakeResult:
+    """Compare with gold answers, time one request at a time, and keep it all in `bake.json`."""
+    import json
+
+    from whit.evaluation.verdict import compare
+    from whit.files import atomic_write
+
+    rows = split.test
+    compared, bare_gold, lost = None, None, list[tuple[Row, str]]()
+    held = [json.loads(line) for line in (start.folder / common.HELD_OUT_NAME).read_text("utf-8").splitlines()]
+    if gold is not None:
+        told = [gold.score(answers[row.id], row) for row in rows]
+        tuned = [gold.score(item["tuned"], row) for item, row in zip(held, rows, strict=True)]
+        bare = [gold.score(item["base"], row) for item, row in zip(held, rows, strict=True)]
+        compared = compare(told, tuned, graded=gold.graded, seed=settings.seed)
+        bare_gold = sum(score.value for score in bare) / len(bare)
+        lost = [
+            (row, item["tuned"])
+            for row, item, one, two in zip(rows, held, told, tuned, strict=True)
+            if two.value < one.value
+        ]
+    with common.bound_to(start.base, trained.adapter, check=False) as bound, talk.task("Timing single requests"):
+        saved = _saved(teach, examiner, rows, bound)
+    result = BakeResult(
+        start.folder, card, trained.adapter, teacher, saved, first, compared, bare_gold, tuple(lost)
+    )  # fmt: skip
+    about = {key: value for key, value in result.to_json().items() if key not in ("lost", "adapter")}
+    atomic_write(start.folder / REPORT_NAME, json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return result
+
+
+def _saved(teach: Examiner, examiner: Examiner, rows: Sequence[Row], bound: Bound) -> Saved:
+    """Prompt tokens of all rows, and milliseconds of a few, with the instruction and without it."""
+    from whit.evaluation.decoding import Decoder
+
+    some = list(rows[:_TIMED])
+    # A base that cannot hold the instruction (another model was the teacher) still has its tokens counted.
+    guide = len(teach.base.encode(teach.instruction or ""))
+    without = examiner.encode(list(rows))
+    try:
+        with_guide = teach.encode(list(rows))
+        tokens = statistics.mean(len(item.prompt_ids) for item in with_guide)
+    except DataError:
+        with_guide, tokens = [], guide + statistics.mean(len(item.prompt_ids) for item in without)
+
+    def clock(encoded: Sequence[Encoded], decoder: Decoder) -> float:
+        found = []
+        for item in [*encoded[:1], *encoded]:
+            began = time.perf_counter()
+            decoder.answers([item.prompt_ids], most=examiner.max_tokens)
+            found.append(time.perf_counter() - began)
+        return 1000 * statistics.median(found[1:])
+
+    ms = clock(with_guide[: len(some)], Decoder(teach.base)) if with_guide else 0.0
+    mine = clock(without[: len(some)], Decoder(examiner.base, bound))
+    return Saved(tokens, statistics.mean(len(item.prompt_ids) for item in without), ms or mine, mine)
+
+
+def _with_command(card: Any, settings: BakeSettings, folder: Path) -> Any:
+    """The card with the command that made it."""
+    import shlex
+
+    from whit.evaluation.card import model_card, save_card
+    from whit.files import atomic_write
+
+    parts = ["whit", "bake", settings.guide.name, settings.inputs.name]
+    for part in fields(settings):
+        value = getattr(settings, part.name)
+        if part.metadata["positional"] or value == part.default or part.name in ("resume", "out", "teacher_key"):
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            parts += [f"--{part.name.replace('_', '-')}", item.name if isinstance(item, Path) else str(item)]
+    card = replace(card, command=shlex.join(parts))
+    save_card(card, folder / common.CARD_NAME)
+    atomic_write(folder / "README.md", model_card(card))
+    return card
+
+
+def _short(text: str) -> str:
+    shown = " ".join(text.split())
+    return repr(shown[:60] + ("…" if len(shown) > 60 else ""))

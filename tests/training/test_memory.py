@@ -1,0 +1,91 @@
+"""Memory: layers computed twice give the same gradients, and what cannot fit is refused with advice that fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from whit.adapters.tunable import Bound
+from whit.bases import Base
+from whit.data.templates import Encoded
+from whit.errors import UsageError
+from whit.training import memory, sft
+from whit.training.batching import collate
+from whit.training.memory import checkpointed, require_memory, step_bytes
+
+
+@pytest.mark.parametrize("kind", ["xs", "lora"])
+@pytest.mark.parametrize("packed", [1024, 8])
+def test_computing_twice_gives_the_same_gradients(
+    base: Base,
+    tune: Callable[..., Bound],
+    encode: Callable[..., list[Encoded]],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    packed: int,
+) -> None:
+    monkeypatch.setattr(sft, "_PACKED", packed)  # with 8, the rows' shared prefix goes through a cache
+    bound, batch = tune(kind), collate(encode(6))
+    with torch.no_grad():
+        for parameter in bound.parameters():
+            parameter.add_(0.1)
+    found = []
+    calls: list[int] = []
+    layer = base.model.get_decoder().layers[0].self_attn  # the last module's way is not gone to its end again
+    hook = layer.register_forward_hook(lambda *given: calls.append(1))
+    for on in (False, True):
+        calls.clear()
+        for parameter in bound.parameters():
+            parameter.grad = None
+        with checkpointed(base, on), bound.active():
+            sft.loss_of(base, batch).sum().backward()
+        found.append(torch.cat([part.grad.flatten() for part in bound.parameters() if part.grad is not None]))
+        if packed == 1024:
+            assert len(calls) == (2 if on else 1)
+    hook.remove()
+    assert torch.allclose(found[0], found[1], atol=1e-5 * float(found[0].abs().max()))
+    assert "forward" not in base.model.get_decoder().layers[0].__dict__
+
+
+def test_answers_are_as_ever(base: Base, encode: Callable[..., list[Encoded]]) -> None:
+    from whit.evaluation.decoding import Decoder
+
+    prompts = [row.prompt_ids for row in encode(3)]
+    expected = Decoder(base).answers(prompts, most=4)
+    with checkpointed(base):
+        assert Decoder(base).answers(prompts, most=4) == expected
+
+
+def test_the_estimate_follows_the_step(base: Base, encode: Callable[..., list[Encoded]]) -> None:
+    rows = encode(32)
+
+    def needs(**more: object) -> int:
+        given = {"batch": 16, "accumulate": 1, "numbers": 100, "checkpointing": False, **more}
+        return step_bytes(base, rows, **given)  # type: ignore[arg-type]
+
+    assert (
+        needs(batch=32) > 1.8 * needs() and needs(accumulate=4) < 0.4 * needs() and needs(checkpointing=True) < needs()
+    )
+
+
+def test_what_cannot_fit_is_refused_with_advice_that_fits(
+    base: Base, encode: Callable[..., list[Encoded]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = encode(32)
+    whole = step_bytes(base, rows, batch=16, accumulate=1, numbers=10, checkpointing=False)
+    twice = step_bytes(base, rows, batch=16, accumulate=1, numbers=10, checkpointing=True)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: (whole + twice) // 2)
+    with pytest.raises(
+        UsageError, match=r"a step of 16 rows would take about .* try --checkpointing .* or --accumulate"
+    ) as told:
+        require_memory(base, rows, batch=16, accumulate=1, numbers=10, checkpointing=False)
+    parts = int(re.search(r"--accumulate (\d+)", str(told.value)).group(1))  # type: ignore[union-attr]
+    assert require_memory(base, rows, batch=16, accumulate=parts, numbers=10, checkpointing=False) > 0
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10)
+    with pytest.raises(UsageError, match="--quantize nf4"):
+        require_memory(base, rows, batch=16, accumulate=1, numbers=10, checkpointing=False)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: None)
+    assert require_memory(base, rows, batch=16, accumulate=1, numbers=10, checkpointing=False) == whole

@@ -1,0 +1,154 @@
+"""`whit bake`: a guide becomes an adapter, with a local teacher and one behind an address, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+
+from test_teacher import Server, text
+
+from whit.errors import DataError, TrainingError, UsageError
+from whit.evaluation.card import load_card
+from whit.settings import BakeSettings
+from whit.talk import Talk
+from whit.testing import write_rows
+from whit.verbs.bake import BakeResult, bake
+
+GUIDE = "Is it card or cash? Answer with one word. " * 2
+
+
+class Said(Talk):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("guide") / "guide.md"
+    path.write_text(GUIDE, "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("inputs") / "inputs.jsonl", 90)
+
+
+def options(base: Path, guide: Path, inputs: Path, out: Path, **more: Any) -> BakeSettings:
+    given: dict[str, Any] = {
+        "base": str(base), "dtype": "float32", "kind": "lora", "rank": 4, "epochs": 4.0, "evaluations": 2, "batch": 8,
+        "learning_rate": 5e-3, "max_tokens": 4, "threads": 1, **more,
+    }  # fmt: skip
+    return BakeSettings(guide=guide, inputs=inputs, out=out, **given)
+
+
+@pytest.fixture(scope="module")
+def baked(
+    cache: Path, base: Path, guide: Path, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[BakeResult, Said]:
+    talk = Said()
+    folder = tmp_path_factory.mktemp("baked") / "out"
+    return bake(options(base, guide, inputs, folder), talk=talk), talk
+
+
+def test_the_base_teaches_itself(baked: tuple[BakeResult, Said]) -> None:
+    result, talk = baked
+    plain = result.to_json()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["agreement"] == plain["tuned"] and plain["base_agreement"] == plain["base"]
+    assert plain["saved"]["tokens_with"] > plain["saved"]["tokens_without"] + 20
+    assert plain["saved"]["tokens_saved"] > 0.3 and plain["saved"]["ms_with"] > 0
+    assert plain["gold"]["rows"] == plain["rows"] and 0 <= plain["gold"]["bare"] <= 1
+    assert plain["before"] is not None and "distributions" not in plain
+    # A random base knows nothing: the guide makes it no better, which is said before training.
+    first = next(at for at, line in enumerate(talk.lines) if "not shown to be better than the bare base" in line)
+    assert first < next(at for at, line in enumerate(talk.lines) if line.startswith("training"))
+    card = load_card(result.folder / "card.json")
+    assert card.instruction == "" and card.command.startswith("whit bake guide.md inputs.jsonl --base ")
+    assert (result.folder / "bake.json").is_file() and not (result.folder / "state").exists()
+    said = result.to_text()
+    assert "as the teacher" in said and "prompt tokens" in said and "lost: " in said
+
+
+def test_answers_are_kept_and_given_once(baked: tuple[BakeResult, Said], base: Path, guide: Path, inputs: Path) -> None:
+    kept = (baked[0].folder / "teacher.jsonl").read_text("utf-8")
+    assert len(kept.splitlines()) == 91
+
+    talk = Said()
+    again = bake(options(base, guide, inputs, baked[0].folder, epochs=0.5, kind="xs", learning_rate=0.01), talk=talk)
+    assert any(line.startswith("90 of 90 answers of the teacher are here already") for line in talk.lines)
+    assert again.card.kind == "xs" and (again.folder / "teacher.jsonl").read_text("utf-8") == kept
+    changed = guide.with_name("other.md")
+    changed.write_text(GUIDE + "Be brief.", "utf-8")
+    with pytest.raises(TrainingError, match="of another teacher, instruction or limit"):
+        bake(options(base, changed, inputs, baked[0].folder))
+
+
+def test_a_teacher_behind_an_address_without_gold(base: Path, guide: Path, inputs: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.jsonl"
+    lines = [json.loads(line) for line in inputs.read_text("utf-8").splitlines()]
+    bare.write_text("".join(json.dumps({"id": row["id"], "prompt": row["prompt"]}) + "\n" for row in lines), "utf-8")
+    server = Server()
+    server.answer = lambda body, number: (
+        200, text("card" if "card" in body["messages"][-1]["content"] else "cash"),
+    )  # fmt: skip
+    try:
+        talk = Said()
+        settings = options(
+            base, guide, bare, tmp_path / "out", teacher_url=server.url, teacher_model="m", rank=8, epochs=8.0
+        )
+        result = bake(settings, talk=talk)
+    finally:
+        server.close()
+    assert len(server.asked) == 90 and server.asked[0]["messages"][0]["content"] == GUIDE.strip()
+    assert result.gold is None and result.to_json()["gold"] is None and result.lost == ()
+    assert any("no gold answers" in line for line in talk.lines)
+    # It learned what the teacher does, which is easy: the label stands in the input.
+    assert result.card.result.tuned > result.card.result.base + 0.3
+    assert "teacher_key" not in json.dumps(load_card(result.folder / "card.json").to_json()["settings"])
+
+
+def test_what_cannot_be_baked(base: Path, guide: Path, inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="cannot be read"):
+        bake(options(base, tmp_path / "none.md", inputs, out))
+    empty = tmp_path / "empty.md"
+    empty.write_text(" \n")
+    with pytest.raises(DataError, match="is empty"):
+        bake(options(base, empty, inputs, out))
+    binary = tmp_path / "binary.md"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="not text in UTF-8"):
+        bake(options(base, binary, inputs, out))
+    long = tmp_path / "long.md"
+    long.write_text("all the words of a very long guide " * 60)
+    with pytest.raises(UsageError, match=r"tokens leave no room in .* context of 160; shorten it, or let another"):
+        bake(options(base, long, inputs, out))
+    with pytest.raises(UsageError, match="add --teacher-model"):
+        bake(options(base, guide, inputs, out, teacher_url="http://127.0.0.1:9/v1"))
+    hollow = tmp_path / "hollow.jsonl"
+    hollow.write_text('{"prompt": "a"}\n{"prompt": " "}\n')
+    with pytest.raises(DataError, match="no input; fill it in"):
+        bake(options(base, guide, hollow, out))
+
+
+def test_a_teacher_that_always_says_the_same_is_told(base: Path, guide: Path, inputs: Path, tmp_path: Path) -> None:
+    server = Server()
+    try:
+        settings = options(base, guide, inputs, tmp_path / "out", teacher_url=server.url, teacher_model="m")
+        with pytest.raises(DataError, match="gives every input the answer 'yes': nothing to bake"):
+            bake(settings)
+    finally:
+        server.close()
