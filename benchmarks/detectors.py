@@ -7,7 +7,7 @@
 Structured types: a span counts as found where a detector of its kind found anything in its row (that is what keeps a
 row inside). Names and places, by the adapter: `row` counts in the same way, `span` where one mark or more of any kind
 overlaps the span. No template of dev occurs in train. Health is not among the set's types, so its recall is on rows
-written for this project, of templates and words that training never saw (`examples/sensitive-later.jsonl`). False
+written for this project, of templates and terms that training never saw (`examples/sensitive-later.jsonl`). False
 alarms are rows that hold nothing and were kept inside all the same: of dev, of those examples, and of banking77 dev,
 whose messages hold hardly any names (a few name a country). Time is this process's CPU time, one thread, so that a
 busy machine does not count.

@@ -34,14 +34,14 @@ kind = "openai"
 url = "http://127.0.0.1:{cheap}/v1"
 model = "m"
 retries = 1
-timeout = 0.5
+timeout = 3
 [[tier]]
 name = "strong"
 kind = "anthropic"
 url = "http://127.0.0.1:{strong}"
 model = "m"
 retries = 1
-timeout = 0.5
+timeout = 3
 [policy.inside]
 tiers = ["local"]
 [policy.remote]
@@ -146,13 +146,13 @@ class Recorder:
 
     async def _answer(self, writer: asyncio.StreamWriter, stream: bool) -> bool:
         """Answer once; whether the connection goes on."""
-        fault = self.draw.choice(FAULTS) if self.draw.random() < 0.35 else ""
+        fault = self.draw.choice(FAULTS) if self.draw.random() < 0.15 else ""
         self.faults[fault or "none"] += 1
         if fault == "reset":
             writer.transport.abort()
             return False
         if fault == "stall":
-            await asyncio.sleep(0.8)
+            await asyncio.sleep(4)
         status, kind, content = 200, "application/json", json.dumps(ANSWER).encode()
         if fault.isdigit():
             status = int(fault)
@@ -249,7 +249,8 @@ async def canary(count: int, seed: int = 0) -> dict[str, Any]:
 
     draw = random.Random(seed)
     nowhere = Recorder(draw)
-    cheap, strong = (Recorder(draw, await nowhere.start()) for _ in range(2))
+    elsewhere = await nowhere.start()
+    cheap, strong = Recorder(draw, elsewhere), Recorder(draw, elsewhere)
     ordinary: set[str] = set()
     statuses: Counter[int] = Counter()
     restarts = done = 0

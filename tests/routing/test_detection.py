@@ -109,6 +109,27 @@ def test_disguises_are_seen_through(disguise: str) -> None:
     assert "card" in kinds("this is public: " + DISGUISES[disguise](CARD) + " end")
 
 
+@pytest.mark.parametrize("disguise", DISGUISES)
+@pytest.mark.parametrize("plain_json", [False, True])
+def test_disguises_are_seen_through_in_the_arguments_of_a_tool(disguise: str, plain_json: bool) -> None:
+    """JSON in JSON: backslashes are doubled, and other scripts' digits are escaped, as two halves where need be."""
+    hidden = {"q": f"please check {DISGUISES[disguise](CARD)} now"}
+    once = json.dumps(hidden, ensure_ascii=plain_json)
+    for text in (once, json.dumps({"inner": once}, ensure_ascii=plain_json), json.dumps(json.dumps(once))):
+        assert "card" in kinds(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"4111\-1111\-1111\-1111", r"4111\n1111\n1111\n1111", r"\u{34}111 1111 1111 1111", r"\064111111111111111",
+        r"\U00000034111111111111111", "4\\u200b111\\u200b1111\\u200b1111\\u200b1111", r"\ud835\udfd2111 1111 1111 1111",
+    ],
+)  # fmt: skip
+def test_escapes_of_every_kind_are_undone(text: str) -> None:
+    assert "card" in kinds(f"so: {text} end")
+
+
 def test_a_number_cut_between_messages_is_seen() -> None:
     assert "card" in kinds("4111 1111", "1111 1111")
 
@@ -179,6 +200,7 @@ _PIECES = st.sampled_from([
     "sk-" + "a" * 24, "password: hunter2hunter2", "Bearer " + "x" * 24, "https" + "://me:secret@db.example/x",
     "npm_" + "a" * 36, "+49 30 901820", "(202) 456-1111", "call 33 93 31 11", " ", "\n", "-", ".", ":", "é", "\u0664",
     "the ", "id card ", "one two three four five six seven eight", "34313131", "\\x34\\x31", "ad be ef", "%34%31",
+    "a.b+c@mail.example.org", "jo (at) example (dot) org", "jo at example dot org", "@", "b.c", "(at)", "api_key=",
     "aGVsbG8gd29ybGQgdGhpcyBpcw==", "52, 49, 49, 49", "0x41 0x42",
 ])  # fmt: skip
 _TEXTS = st.lists(st.one_of(_PIECES, st.text(max_size=6)), max_size=14).map("".join)
@@ -190,6 +212,7 @@ def test_looking_first_misses_nothing(text: str) -> None:
     for quick, slow in (
         (numbers.national_ids, numbers.national_ids_slowly), (numbers.documents, numbers.documents_slowly),
         (finders.keys, finders.keys_slowly), (finders.addresses, finders.addresses_slowly),
+        (finders.emails, finders.emails_slowly),
     ):  # fmt: skip
         try:
             wanted = set(slow(text))
@@ -209,6 +232,16 @@ def test_a_table_makes_the_same_plain_text_as_looking_at_each_character(text: st
     if not text.isascii():
         assert normalise.plain(text) == "".join(map(normalise._plain_character, nfkc))
     assert normalise.plain(normalise.plain(text)) == normalise.plain(text) or not text.isascii()
+
+
+@pytest.mark.parametrize("disguise", ["url", "html", "backslash u", "quoted-printable", "url twice"])
+def test_what_is_escaped_is_seen_anywhere_in_a_long_text(disguise: str) -> None:
+    hidden = DISGUISES[disguise](CARD)
+    for before, after in (("", "word " * 900), ("word " * 900, ""), ("%41 &amp; =3D " + "word " * 300, "word " * 300)):
+        assert "card" in kinds(before + hidden + after)
+    assert "card" in kinds("word " * 200 + "4111 %31111 " + "1111 1111" + " word" * 200), "half of it is escaped"
+    many = "".join(f"&amp; {'word ' * 110}" for _ in range(400))
+    assert kinds(many) == frozenset(), "escapes here and there are no reason to give up"
 
 
 def test_wrapped_base64_is_one_text() -> None:

@@ -8,32 +8,79 @@ a name, is not seen. Knows nothing of rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 _EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w@])")
 _RUN = re.compile(r"(?<![\d.])\d{3,19}(?:[ -]\d{3,19})*(?!\d)")
 _GROUP = re.compile(r"\d+")
 _ISSUER = re.compile(r"4|5[1-5]|2[2-7]|3[0-689]|6")
-# Each shape of a key, and texts of which one must be there (in lower case where the shape ignores case).
-_KEYS: tuple[tuple[re.Pattern[str], tuple[str, ...], bool], ...] = (
-    (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), ("AKIA", "ASIA"), False),
-    (re.compile(r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{20,200}"), ("sk-",), False),
-    (re.compile(r"\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,200}"), ("k_live_", "k_test_"), False),
-    (re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,255}"), ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), False),
-    (re.compile(r"\bgithub_pat_[A-Za-z0-9_]{30,255}"), ("github_pat_",), False),
-    (re.compile(r"\bglpat-[A-Za-z0-9_-]{20,100}"), ("glpat-",), False),
-    (re.compile(r"\bhf_[A-Za-z0-9]{30,100}"), ("hf_",), False),
-    (re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,200}"), ("xox",), False),
-    (re.compile(r"\bAIza[0-9A-Za-z_-]{35}"), ("AIza",), False),
-    (re.compile(r"\beyJ[A-Za-z0-9_-]{10,2000}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,1000}"), ("eyJ",), False),
-    (re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"), ("-----BEGIN ",), False),
-    (
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A pattern, and texts of which one must be in what it matches (in lower case where it ignores case).
+
+    `reach`: how far a match goes at most before and after the beginning of such a text; None where that is far.
+    """
+
+    pattern: re.Pattern[str]
+    anchors: tuple[str, ...]
+    any_case: bool = False
+    reach: tuple[int, int] | None = None
+
+    def find(self, text: str, low: str) -> Iterator[Span]:
+        """The matches in `text`, of which `low` is the folded form, looked for only where one can be."""
+        looked = low if self.any_case else text
+        there = [anchor for anchor in self.anchors if anchor in looked]
+        if not there:
+            return
+        if self.reach is None or len(low) != len(text):
+            windows: Iterable[Span] = ((0, len(text)),)
+        else:
+            before, after = self.reach
+            places = sorted(found.start() for each in there for found in re.finditer(re.escape(each), looked))
+            windows = merged((max(0, place - before), place + after) for place in places)
+        for window in windows:
+            for match in self.pattern.finditer(text, *window):
+                yield match.span()
+
+
+def merged(spans: Iterable[Span]) -> Iterator[Span]:
+    """Spans that come in the order of their starts, those that touch as one."""
+    last: Span | None = None
+    for start, stop in spans:
+        if last is not None and start <= last[1]:
+            last = last[0], max(stop, last[1])
+            continue
+        if last is not None:
+            yield last
+        last = start, stop
+    if last is not None:
+        yield last
+
+
+_KEYS = (
+    Shape(re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), ("AKIA", "ASIA")),
+    Shape(re.compile(r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{20,200}"), ("sk-",)),
+    Shape(re.compile(r"\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,200}"), ("k_live_", "k_test_")),
+    Shape(re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,255}"), ("ghp_", "gho_", "ghu_", "ghs_", "ghr_")),
+    Shape(re.compile(r"\bgithub_pat_[A-Za-z0-9_]{30,255}"), ("github_pat_",)),
+    Shape(re.compile(r"\bglpat-[A-Za-z0-9_-]{20,100}"), ("glpat-",)),
+    Shape(re.compile(r"\bhf_[A-Za-z0-9]{30,100}"), ("hf_",)),
+    Shape(re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,200}"), ("xox",)),
+    Shape(re.compile(r"\bAIza[0-9A-Za-z_-]{35}"), ("AIza",)),
+    Shape(re.compile(r"\beyJ[A-Za-z0-9_-]{10,2000}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,1000}"), ("eyJ",)),
+    Shape(re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"), ("-----BEGIN ",)),
+    Shape(
         re.compile(
             r"\b(?i:api[_-]?key|secret|access[_-]?token|password|passwd)\b['\"]?\s{0,3}[:=]\s{0,3}['\"]?"
             r"(?=[^\s'\"]{0,64}\d)[^\s'\",;}]{12,200}"
         ),
-        ("api", "secret", "access", "passw"),
-        True,
+        ("apikey", "api_key", "api-key", "secret", "accesstoken", "access_token", "access-token", "passw"),
+        any_case=True,
+        reach=(1, 300),
     ),
 )
 # What a pattern that ignores case takes for an ASCII letter though lower case does not make it one.
@@ -52,49 +99,34 @@ def luhn(digits: str) -> bool:
 
 def folded(text: str) -> str:
     """The text as patterns that ignore case see it, for a quick look whether a word is in it at all."""
-    return text.lower() if text.isascii() else text.translate(_ALIKE).lower()
+    if not text.isascii() and any(letter in text for letter in "\u0130\u0131\u017f\u212a"):
+        text = text.translate(_ALIKE)
+    return text.lower()
 
 
-def keys(text: str) -> Iterator[tuple[int, int]]:
+def keys(text: str) -> Iterator[Span]:
     """Where API keys, private keys and passwords that are named so stand."""
     low = folded(text)
-    for shape, anchors, any_case in _KEYS:
-        looked = low if any_case else text
-        if any(anchor in looked for anchor in anchors):
-            for match in shape.finditer(text):
-                yield match.span()
+    for shape in _KEYS:
+        yield from shape.find(text, low)
 
 
-def keys_slowly(text: str) -> Iterator[tuple[int, int]]:
+def keys_slowly(text: str) -> Iterator[Span]:
     """The same without looking first what is worth it: what `keys` is tested against."""
-    for shape, _, _ in _KEYS:
-        for match in shape.finditer(text):
+    for shape in _KEYS:
+        for match in shape.pattern.finditer(text):
             yield match.span()
 
 
 def find(text: str) -> Iterator[tuple[str, int, int]]:
     """Each secret's kind (`email`, `card` or `key`), start and end."""
-    for start, stop in _apart(sorted(keys(text))):
+    for start, stop in merged(sorted(keys(text))):  # `api_key=sk-…` is a key by two shapes, and is one
         yield "key", start, stop
     if "@" in text:
         for match in _EMAIL.finditer(text):
             yield "email", *match.span()
     for match in _RUN.finditer(text):
         yield from _cards(text, match.start(), match.end())
-
-
-def _apart(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    # `api_key=sk-…` is a key by two shapes, and is one.
-    last: tuple[int, int] | None = None
-    for start, stop in spans:
-        if last is not None and start < last[1]:
-            last = last[0], max(stop, last[1])
-            continue
-        if last is not None:
-            yield last
-        last = start, stop
-    if last is not None:
-        yield last
 
 
 def _cards(text: str, start: int, end: int) -> Iterator[tuple[str, int, int]]:

@@ -286,7 +286,7 @@ class Gateway:
     ) -> AsyncIterator[Piece | End]:
         first = time.monotonic() - case.began
         outcome, end = "ok", None
-        rival, said = sampled(state.config, case.cleared, tier), []  # type: ignore[var-annotated]
+        rival, said = sampled(state.config, case.cleared, tier), []
         try:
             for piece in ready:
                 end = piece if isinstance(piece, End) else end

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 from whit.data import secrets
-from whit.data.secrets import folded
+from whit.data.secrets import Shape, folded
 
 Span = tuple[int, int]
 
@@ -20,21 +20,24 @@ _EMAIL = re.compile(
     r"(?<![\w.+-])[\w][\w.!#$%&'*+/=?^`{|}~-]{0,63}\s{0,2}(?:@|\(at\)|\[at\]|\{at\})\s{0,2}"
     r"(?:[\w-]{1,63}\s?(?:\.|\(dot\)|\[dot\])\s?){1,8}[^\W\d_]{2,24}(?!\w)"
 )
+_AT = re.compile(r"@|\(at\)|\[at\]|\{at\}")
+_NAME, _HOST = 70, 600  # characters: more than any has
 _SPOKEN = re.compile(r"(?i)\b[a-z0-9][\w.+-]{0,63} at (?:[a-z0-9-]{1,63} dot ){1,4}[a-z]{2,10}\b")
-# Each shape of a key, and texts of which one must be there (in lower case where the shape ignores case).
-_KEYS: tuple[tuple[re.Pattern[str], tuple[str, ...], bool], ...] = (
-    (re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}-----[A-Za-z0-9+/=\s:,.-]{0,20000}"), ("-----BEGIN ",), False),
-    (re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,64}:[^\s/@]{3,128}@[\w.-]{1,253}"), ("://",), False),
-    (re.compile(r"\b(?i:bearer|basic)\s+[A-Za-z0-9._~+/-]{20,4000}={0,2}"), ("bearer", "basic"), True),
-    (re.compile(r"\bSG\.[A-Za-z0-9_-]{16,64}\.[A-Za-z0-9_-]{16,64}"), ("SG.",), False),
-    (re.compile(r"\bnpm_[A-Za-z0-9]{36}\b"), ("npm_",), False),
-    (re.compile(r"\bpypi-[A-Za-z0-9_-]{50,200}"), ("pypi-",), False),
-    (re.compile(r"\bdop_v1_[a-f0-9]{64}\b"), ("dop_v1_",), False),
-    (re.compile(r"\bya29\.[A-Za-z0-9_-]{20,200}"), ("ya29.",), False),
-    (re.compile(
+_KEYS = (
+    Shape(re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}-----[A-Za-z0-9+/=\s:,.-]{0,20000}"), ("-----BEGIN ",)),
+    Shape(re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,64}:[^\s/@]{3,128}@[\w.-]{1,253}"), ("://",),
+          reach=(24, 480)),
+    Shape(re.compile(r"\b(?i:bearer|basic)\s+[A-Za-z0-9._~+/-]{20,4000}={0,2}"), ("bearer", "basic"), any_case=True),
+    Shape(re.compile(r"\bSG\.[A-Za-z0-9_-]{16,64}\.[A-Za-z0-9_-]{16,64}"), ("SG.",)),
+    Shape(re.compile(r"\bnpm_[A-Za-z0-9]{36}\b"), ("npm_",)),
+    Shape(re.compile(r"\bpypi-[A-Za-z0-9_-]{50,200}"), ("pypi-",)),
+    Shape(re.compile(r"\bdop_v1_[a-f0-9]{64}\b"), ("dop_v1_",)),
+    Shape(re.compile(r"\bya29\.[A-Za-z0-9_-]{20,200}"), ("ya29.",)),
+    Shape(re.compile(
         r"\b(?i:aws_secret_access_key|client_secret|private_key|password|passwort|mot de passe)\b"
         r"['\"]?\s{0,3}[:=]\s{0,3}\S{6,200}"),
-     ("aws_secret_access_key", "client_secret", "private_key", "passwor", "mot de passe"), True),
+     ("aws_secret_access_key", "client_secret", "private_key", "passwor", "mot de passe"),
+     any_case=True, reach=(1, 260)),
 )  # fmt: skip
 _PHONE = re.compile(
     r"(?<![\w.,:/+-])(?:\+|\()?\d(?:[ \t.()-]{0,3}\d){5,16}(?:[ -]?(?:x|ext\.? ?)\d{1,6})?(?!\w|[.,:/]\d|-\d)"
@@ -55,11 +58,22 @@ MOST_PHONES = 64
 
 def emails(text: str) -> Iterator[Span]:
     """E-mail addresses, also as `name (at) host (dot) org` and `name at host dot org`."""
-    if "@" in text or "at)" in text or "at]" in text or "at}" in text:
-        for match in _EMAIL.finditer(text):
-            yield match.span()
+    end = 0
+    for at in _AT.finditer(text):
+        # An address has one such sign, with its name before it and its host after it.
+        found = _EMAIL.search(text, max(end, at.start() - _NAME), at.end() + _HOST) if at.start() >= end else None
+        if found is not None and found.start() < at.start():
+            end = found.end()
+            yield found.span()
     if " dot " in folded(text):
         for match in _SPOKEN.finditer(text):
+            yield match.span()
+
+
+def emails_slowly(text: str) -> Iterator[Span]:
+    """The same, looked for everywhere: what `emails` is tested against."""
+    for shape in (_EMAIL, _SPOKEN):
+        for match in shape.finditer(text):
             yield match.span()
 
 
@@ -67,23 +81,22 @@ def keys(text: str) -> Iterator[Span]:
     """API keys, private keys, passwords that are named so, addresses with a password in them."""
     yield from secrets.keys(text)
     low = folded(text)
-    for shape, anchors, any_case in _KEYS:
-        looked = low if any_case else text
-        if any(anchor in looked for anchor in anchors):
-            yield from _keys(shape, text)
+    for shape in _KEYS:
+        yield from _private(text, shape.find(text, low))
 
 
 def keys_slowly(text: str) -> Iterator[Span]:
     """The same without looking first what is worth it: what `keys` is tested against."""
     yield from secrets.keys_slowly(text)
-    for shape, _, _ in _KEYS:
-        yield from _keys(shape, text)
+    for shape in _KEYS:
+        yield from _private(text, (match.span() for match in shape.pattern.finditer(text)))
 
 
-def _keys(shape: re.Pattern[str], text: str) -> Iterator[Span]:
-    for match in shape.finditer(text):
-        if "BEGIN" not in match.group()[:11] or "PRIVATE KEY" in match.group()[:60]:
-            yield match.span()
+def _private(text: str, spans: Iterable[Span]) -> Iterator[Span]:
+    # What begins like a key file may be a certificate, which is public.
+    for start, stop in spans:
+        if "BEGIN" not in text[start : start + 11] or "PRIVATE KEY" in text[start : min(stop, start + 60)]:
+            yield start, stop
 
 
 def phones(text: str, regions: Sequence[str]) -> Iterator[Span]:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import html
 import quopri
 import re
 import unicodedata
 import urllib.parse
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
-from whit.data.secrets import folded
+from whit.data.secrets import folded, merged
 
 DEPTH = 3
 _LARGEST = 65_536
@@ -29,12 +31,21 @@ _HEX = re.compile(r"(?:0x|\\x|%|\b)?(?:[0-9a-fA-F]{2}[ :,-]?(?:0x|\\x)?){11,}")
 _HEX_TABLE = bytes(46 if chr(code) not in "0123456789abcdefABCDEF :,-x\\%" else 104 for code in range(256))
 _HEX_LIKE = re.compile(rb"h{22,}")
 _SOME_CODES = re.compile(r"\d[ ,;]{1,2}\d{2,3}[ ,;]{1,2}\d{2,3}[ ,;]")
-_ESCAPE = re.compile(r"\\u\{?([0-9a-fA-F]{4,6})\}?|\\x([0-9a-fA-F]{2})|\\([0-7]{2,3})")
+# Backslashes are doubled by every text that holds another: JSON in JSON.
+_ESCAPE = re.compile(
+    r"\\+(?:u\{(?P<braced>[0-9a-fA-F]{1,6})\}"
+    r"|u(?P<high>[dD][89abAB][0-9a-fA-F]{2})\\+u(?P<low>[dD][c-fC-F][0-9a-fA-F]{2})|u(?P<four>[0-9a-fA-F]{4})"
+    r"|U(?P<eight>[0-9a-fA-F]{8})|x(?P<two>[0-9a-fA-F]{2})|(?P<octal>[0-7]{2,3})|(?P<space>[nrtbfv])"
+    r"|(?P<itself>[^\w\s\\]))"
+)
 _CODES = re.compile(r"(?:\b\d{2,3}\b[ ,;]{1,2}){11,}\d{2,3}\b")
 _WORDS = {
     "zero": "0", "oh": "0", "nought": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
     "six": "6", "seven": "7", "eight": "8", "nine": "9",
 }  # fmt: skip
+_AROUND = 256  # characters beside what is escaped that are looked at with it: no number or address is as long
+_APART = "\n~~~~\n"  # parts no number
+_PARTING = str.maketrans(",.-", "   ")
 _SPELT = re.compile(r"(?i)\b(?:(?:" + "|".join(_WORDS) + r")\b[\s,.-]{0,3}){7,}")
 
 
@@ -102,17 +113,8 @@ def _longest(text: str) -> int:
 
 def _once(text: str) -> Iterator[str]:
     """What one undoing gives. Each costly pattern is asked only where something that it needs is in the text."""
-    if "%" in text:
-        changed = urllib.parse.unquote(text, errors="replace")
-        if changed != text:
-            yield changed
-    if "&" in text and (changed := html.unescape(text)) != text:
-        yield changed
-    if "\\" in text and (changed := _ESCAPE.sub(_escaped, text)) != text:
-        yield changed
-    if "=" in text and re.search(r"=[0-9A-F]{2}|=\r?\n", text):
-        changed = quopri.decodestring(text.encode("utf-8", "replace")).decode("utf-8", "replace")
-        if changed != text:
+    for sign, marks, undo in _ESCAPES:
+        if sign in text and (changed := _undone(text, marks, undo)) is not None:
             yield changed
     if _longest(text) >= 16:
         for match in _BASE64.finditer(text):
@@ -129,10 +131,19 @@ def _once(text: str) -> Iterator[str]:
             values = [int(each) for each in re.findall(r"\d+", match.group())]
             if all(9 <= value < 127 for value in values):
                 yield "".join(map(chr, values))
-    low = folded(text)
-    if sum(map(low.count, _WORDS)) >= 7:
+    # Seven in a row, so five between the first and the last stand between what may part them.
+    words = folded(text).translate(_PARTING).split()
+    if sum(map(_WORDS.__contains__, words)) >= 5:
         for match in _SPELT.finditer(text):
             yield "".join(_WORDS[word.lower()] for word in re.findall(r"[A-Za-z]+", match.group()))
+
+
+def _undone(text: str, marks: re.Pattern[str], undo: Callable[[str], str]) -> str | None:
+    """The parts of the text around what is escaped, with that undone; None where nothing is."""
+    spans = ((max(0, mark.start() - _AROUND), mark.end() + _AROUND) for mark in marks.finditer(text))
+    pairs = [(text[start:stop], undo(text[start:stop])) for start, stop in merged(spans)]
+    changed = [after for before, after in pairs if after != before]
+    return _APART.join(changed) if changed else None
 
 
 def hexadecimals(text: str) -> Iterator[re.Match[str]]:
@@ -142,8 +153,29 @@ def hexadecimals(text: str) -> Iterator[re.Match[str]]:
 
 
 def _escaped(match: re.Match[str]) -> str:
-    code = int(match[1] or match[2], 16) if match[1] or match[2] else int(match[3], 8)
+    found = match.groupdict()
+    if found["space"]:
+        return " "
+    if found["itself"]:
+        return found["itself"]
+    if found["high"]:
+        return chr(0x10000 + ((int(found["high"], 16) & 0x3FF) << 10) + (int(found["low"], 16) & 0x3FF))
+    digits = next(found[name] for name in ("braced", "four", "eight", "two", "octal") if found[name])
+    code = int(digits, 8 if found["octal"] else 16)
     return chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else ""
+
+
+def _quoted_printable(text: str) -> str:
+    return quopri.decodestring(text.encode("utf-8", "replace")).decode("utf-8", "replace")
+
+
+# A sign that must be there, what is escaped, and what undoes it.
+_ESCAPES: tuple[tuple[str, re.Pattern[str], Callable[[str], str]], ...] = (
+    ("%", re.compile(r"%[0-9A-Fa-f]{2}"), partial(urllib.parse.unquote, errors="replace")),
+    ("&", re.compile(r"&(?:#|[A-Za-z])"), html.unescape),
+    ("\\", _ESCAPE, lambda part: _ESCAPE.sub(_escaped, part)),
+    ("=", re.compile(r"=[0-9A-Fa-f]{2}|=\r?\n"), _quoted_printable),
+)
 
 
 def _is_mixed(word: str) -> bool:
@@ -171,10 +203,8 @@ def _decoded(word: str) -> str | None:
 def _readable(raw: bytes) -> str | None:
     """Bytes as text, unpacked if they are packed; nothing where they are no text."""
     if raw[:2] == b"\x1f\x8b" or raw[:1] == b"\x78":
-        try:
+        with contextlib.suppress(zlib.error):  # a text may begin with the letter x too
             raw = zlib.decompressobj(47).decompress(raw, _LARGEST)
-        except zlib.error:
-            return None
     for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
         try:
             text = raw.decode(encoding)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from whit.data.secrets import folded, luhn
+from whit.data.secrets import folded, luhn, merged
 
 Span = tuple[int, int]
 
@@ -241,17 +241,7 @@ def _held(matches: Iterator[re.Match[str]], check: Callable[[str], bool] | None)
 
 def _windows(text: str) -> Iterator[Span]:
     """The parts of the text that hold six digits in a row, with what may belong to them on either side."""
-    last: Span | None = None
-    for match in _SIX.finditer(text):
-        start, stop = max(0, match.start() - _REACH), match.end() + _REACH
-        if last is not None and start <= last[1]:
-            last = last[0], stop
-            continue
-        if last is not None:
-            yield last
-        last = start, stop
-    if last is not None:
-        yield last
+    return merged((max(0, match.start() - _REACH), match.end() + _REACH) for match in _SIX.finditer(text))
 
 
 _DOCUMENT = re.compile(
@@ -261,6 +251,7 @@ _DOCUMENT = re.compile(
 )
 
 
+_DOCUMENT_REACH = 80  # characters: more than any whole match has
 _DOCUMENT_WORDS = ("passport", "driv", "licen", "identity card", "id card", "national id", "tax id",
                    "social security", "ssn", "medical record", "mrn", "patient id", "insurance number",
                    "account number", "routing number")  # fmt: skip
@@ -269,8 +260,13 @@ _DOCUMENT_WORDS = ("passport", "driv", "licen", "identity card", "id card", "nat
 def documents(text: str) -> Iterator[Span]:
     """Numbers of documents and accounts, known only by the words before them."""
     low = folded(text)
-    if any(word in low for word in _DOCUMENT_WORDS):
+    if len(low) != len(text):
         yield from documents_slowly(text)
+        return
+    places = sorted(match.start() for word in _DOCUMENT_WORDS if word in low for match in re.finditer(word, low))
+    for start, stop in merged((max(0, place - 1), place + _DOCUMENT_REACH) for place in places):
+        for match in _DOCUMENT.finditer(text, start, stop):
+            yield match.span(1)
 
 
 def documents_slowly(text: str) -> Iterator[Span]:

@@ -58,9 +58,9 @@ class Scanner:
             return Scan(failed=f"it is too large to be looked through ({len(joined):,} characters)")
         try:
             for view in self._views(joined):
-                before = len(found)
-                found.update(self._look(view))
-                if view is not joined and len(found) > before:
+                new = set(self._look(view)) - found
+                found |= new
+                if view is not joined and not all(text in joined for _, text in new):
                     found.update(self._look(joined))  # as written, so that it can be masked
                 if time.thread_time() - began > self._settings.timeout:
                     kinds = {kind for kind, _ in found}
