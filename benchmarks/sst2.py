@@ -12,7 +12,9 @@ learning rate named after it.
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=TrainSettings.batch)
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scores", type=Path, help="keep each dev row's score in this file; compare with those in it")
     options = parser.parse_args()
     of = task("sst2", rows=options.rows, validation=options.validation, dev=options.dev)
     base = open_base(options.base)
@@ -200,7 +203,13 @@ def main() -> None:
         found.append(row)
         report([row])
     first = options.systems[0]
-    for name in options.systems[1:]:
+    if options.scores:
+        earlier = json.loads(options.scores.read_text()) if options.scores.is_file() else {}
+        scores |= {name: [Score(value) for value in values] for name, values in earlier.items() if name not in scores}
+        options.scores.write_text(json.dumps({name: [item.value for item in each] for name, each in scores.items()}))
+    for name in scores:
+        if name == first:
+            continue
         against = compare(scores[name], scores[first])
         pair = {"difference": round(against.difference, 4), "interval": [round(bound, 4) for bound in against.interval]}
         report([{"compare": f"{first} minus {name}", **pair, "p_value": against.p_value}])
