@@ -18,7 +18,8 @@ from whit.evaluation.card import load_card
 from whit.settings import BakeSettings
 from whit.talk import Talk
 from whit.testing import write_rows
-from whit.verbs.bake import BakeResult, bake
+from whit.verbs.bake import bake
+from whit.verbs.baked import BakeResult
 
 GUIDE = "Is it card or cash? Answer with one word. " * 2
 

@@ -48,7 +48,7 @@ class Influence:
     agreement: float
 
 
-def influence(train: Gradients, validation: Gradients, *, damping: float = DAMPING, doubted: float = 0.1) -> Influence:
+def influence(train: Gradients, validation: Gradients, *, damping: float = DAMPING, doubted: float = 0.15) -> Influence:
     """See the module. `damping` is in units of the mean diagonal of the Fisher matrix, `doubted` a share of the rows.
 
     Raises `DataError` for fewer than `FEWEST` validation rows.

@@ -181,7 +181,7 @@ def find_influence(settings: CheckSettings, problems: Sequence[Problem], talk: T
         # The few come first: what they cannot say ends the command before the long part.
         judged = gradients("validation", judges)
         learned = gradients("training", encoded)
-        found = influence(learned, judged, doubted=settings.share)
+        found = influence(learned, judged, doubted=1.5 * settings.share)
         order = found.doubt.argsort(descending=True).tolist()
         worst = order[: max(1, round(settings.share * len(order)))]
         with talk.task(f"Answers of the {len(worst):,} rows that are doubted most"):

@@ -1,0 +1,68 @@
+"""`whit train` on a quantised base, with layers computed twice, and in two processes: the same results and refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import whit
+from whit.errors import UsageError
+from whit.settings import TrainSettings, as_plain
+from whit.verbs.worker import settings_from
+
+LITTLE: dict[str, Any] = {"shots": (), "baselines": False, "threads": 2}
+
+
+def test_a_quantised_base_is_named_so_from_training_to_use(
+    rows: Path, options: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    folder = tmp_path / "out"
+    result = whit.train(rows, out=folder, quantize="nf4", checkpointing=True, **LITTLE, **options("xs"))
+    assert result.card.base.endswith(":nf4") and result.card.settings["quantize"] is None
+    dense = whit.load_base(result.card.base.removesuffix(":nf4"))
+    assert result.card.base_fingerprint != dense.fingerprint
+    answers = whit.run(str(folder), "how do i pay?", max_tokens=3).answers
+    assert len(answers) == 1
+    with pytest.raises(UsageError, match="quantised as nf4 by its name"):
+        whit.train(rows, out=tmp_path / "no", quantize="int8", **LITTLE, **{**options("xs"), "base": result.card.base})
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(
+    rows: Path, options: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    given = {**options("xs"), **LITTLE, "number_type": "float32"}
+    one = whit.train(rows, out=tmp_path / "one", **given)
+    two = whit.train(rows, out=tmp_path / "two", processes=2, **given)
+    v, w = one.adapter.vector, two.adapter.vector
+    assert v is not None and w is not None and np.abs(v).max() > 0
+    assert np.allclose(v, w, atol=5e-3 * np.abs(v).max())
+    assert two.card.cost is not None and one.card.cost is not None and two.card.cost.steps == one.card.cost.steps
+    assert not (tmp_path / "two" / "state").exists()
+
+
+def test_what_goes_only_one_way_is_refused(
+    rows: Path, options: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    from whit.settings import TrainSettings
+    from whit.verbs.personal import command
+
+    for more in ({"reward": ("label",)}, {"kind": "auto"}, {"optimizer": "natural"}, {"per": "user"}):
+        for way in ({"processes": 2}, {"checkpointing": True}):
+            given = {**options("xs"), **more, **way}
+            with pytest.raises(UsageError, match="--processes and --checkpointing are for training on answers"):
+                command(TrainSettings(data=rows, out=tmp_path / "out", **given))
+
+
+def test_a_worker_gets_the_settings_whole() -> None:
+    import json
+
+    settings = TrainSettings(
+        data=Path("a/b.jsonl"), out=Path("c"), test_data=Path("d"), shots=(), reward=("exact",), alpha=2.0, rank=None
+    )
+    assert settings_from(json.dumps(as_plain(settings))) == settings
