@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--learn-basis", action="store_true")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=3e-2)
+    parser.add_argument("--rate", type=float, default=3e-2, help="of v; a learned basis has its own")
     parser.add_argument("--peers", type=int, default=5)
     parser.add_argument("--peer-epochs", type=int, default=10)
     parser.add_argument("--peer-rate", type=float, default=5e-4)

@@ -14,7 +14,7 @@ from whit.errors import UsageError, WrongBase
 from whit.evaluation.decoding import Decoder
 from whit.serving.payload import from_payload, to_payload
 from whit.serving.pool import Pool, Served
-from whit.serving.sampling import Drawer, Sampling
+from whit.serving.sampling import Drawer, Sampling, likeliest
 from whit.serving.scheduler import QueueFull, Request, Scheduler, Worker
 
 TEXTS = ("my card was stolen", "what is the weather like in paris today, please?", "send money", "a", "10 + 32 is")
@@ -140,6 +140,14 @@ def test_draws_follow_the_distribution() -> None:
         for _ in range(4000):
             seen[draw(logits, 0).id] += 1
         assert torch.allclose(seen / 4000, kept / kept.sum(), atol=0.03)
+
+
+@pytest.mark.parametrize("words", [7, 128, 384, 390, 1280])
+def test_the_likeliest_is_the_first_of_the_largest(words: int) -> None:
+    generator = torch.Generator().manual_seed(words)
+    logits = torch.randint(0, 9, (64, words), generator=generator).float()  # with many ties
+    assert torch.equal(likeliest(logits), logits.argmax(-1))
+    assert [int((row == row.max()).nonzero()[0]) for row in logits] == likeliest(logits).tolist()
 
 
 def test_a_known_beginning_is_not_read_again_and_changes_nothing(base: Any, pool: Pool, mixed: list[Any]) -> None:

@@ -289,17 +289,17 @@ def test_faults_of_a_sqlite_file_are_told(tmp_path: Path) -> None:
     refuses(lambda: open_store(tmp_path), "cannot be opened")
 
 
-def test_a_restarted_postgres_is_found_again(postgres: Any) -> None:
-    with open_store(postgres.address()) as store:
+def test_a_restarted_postgres_is_found_again(own_postgres: Any) -> None:
+    with open_store(own_postgres.address()) as store:
         store.add("alice", b"x", by="ann")
-        postgres.stop()
+        own_postgres.stop()
         try:
             refuses(lambda: store.find("alice"), "cannot be reached")
         finally:
-            postgres.start()
+            own_postgres.start()
         assert store.find("alice").payload == b"x"
-        postgres.stop()
-        postgres.start()
+        own_postgres.stop()
+        own_postgres.start()
         assert store.add("alice", b"y", by="ann") == 2
 
 

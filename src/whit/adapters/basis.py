@@ -40,6 +40,7 @@ from whit.errors import BaseError, StorageError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from whit.adapters.learned import LearnedBasis
     from whit.bases import Base
 
 RULES = 2
@@ -55,7 +56,8 @@ Array = NDArray[np.float64]
 class Basis:
     """Directions of one base at one rank.
 
-    `outward[i]` is U·S of target i, shape (out, r); `inward[i]` is V, shape (in, r); both bfloat16.
+    `outward[i]` is U·S of target i, shape (out, r); `inward[i]` is V, shape (in, r); both bfloat16. `learned` holds P
+    where it was learned and not drawn; the fingerprint is then that one's.
     """
 
     rank: int
@@ -63,10 +65,13 @@ class Basis:
     outward: tuple[torch.Tensor, ...]
     inward: tuple[torch.Tensor, ...]
     base_fingerprint: str
+    learned: LearnedBasis | None = None
 
     @property
     def fingerprint(self) -> str:
         """64 hex characters over rules, rank, module numbers, shapes and the stored bfloat16 bytes."""
+        if self.learned is not None:
+            return self.learned.fingerprint
         cached = self.__dict__.get("_fingerprint")
         if cached is None:
             import torch

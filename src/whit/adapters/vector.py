@@ -144,16 +144,27 @@ def projections(spec: VectorSpec) -> NDArray[np.float32]:
 class Expansion:
     """From vectors to matrices R, differentiably.
 
-    Called with v of shape (numbers,) it gives R of shape (modules, r, r); with one v for every row, shape
-    (rows, numbers), it gives (modules, rows, r, r).
+    `projection` is P where it was learned (see `learned.py`). Called with v of shape (numbers,) it gives R of shape
+    (modules, r, r); with one v for every row, shape (rows, numbers), it gives (modules, rows, r, r).
     """
 
-    def __init__(self, spec: VectorSpec, *, device: str = "cpu") -> None:
+    def __init__(self, spec: VectorSpec, *, device: str = "cpu", projection: NDArray[np.float32] | None = None) -> None:
         import torch
 
         self.spec = spec
         self._group = torch.from_numpy(spec.group_of()).to(device)
-        self._P = torch.from_numpy(projections(spec)).to(device) if spec.kind == "tiny" else None
+        self._P: torch.Tensor | None = None
+        if spec.kind == "tiny":
+            self._P = torch.from_numpy(projections(spec) if projection is None else projection.copy()).to(device)
+
+    @property
+    def projection(self) -> torch.Tensor | None:
+        """P, shape (modules, u, r, r), of a `tiny` adapter."""
+        return self._P
+
+    @projection.setter
+    def projection(self, P: torch.Tensor) -> None:
+        self._P = P
 
     def __call__(self, v: torch.Tensor) -> torch.Tensor:
         """R for v; float32."""

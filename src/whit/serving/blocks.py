@@ -53,8 +53,10 @@ class Blocks:
         self._step = torch.tensor(step, device=device)[:, None, None]
         self._factors = None if factors is None else factors[:, None, :].to(device)
         self._all = torch.zeros(end, dtype=dtype, device=device)
-        parts = self._all.split([rows * size * size for size in sizes])
-        self.groups = [part.view(rows, size, size) for part, size in zip(parts, sizes, strict=True)]
+        self.groups, end = [], 0
+        for size in sizes:
+            self.groups.append(self._all[end : end + rows * size * size].view(rows, size, size))
+            end += rows * size * size
 
     def put(self, slot: int, R: torch.Tensor | None) -> None:
         """R, shape (modules, r, r), into a slot; None empties it."""

@@ -132,17 +132,17 @@ class Int8Model(SlotStore):
             self._groups = [groups[at : at + 4] for at in range(0, len(groups), 4)]
             for rank in bases:
                 self._lay_out(rank, rows)
-            norm = self._decoder.norm.weight.float()
-            self._head, self._head_scale = _rounded(
-                (base.model.get_output_embeddings().weight.float() * norm) @ self._turns.residual
-            )
+            head: torch.Tensor = base.model.get_output_embeddings().weight.float()
+            norm: torch.Tensor = base.model.get_decoder().norm.weight.float()
+            self._head, self._head_scale = _rounded((head * norm) @ self._turns.residual)
 
     def close(self) -> None:
         """The base was never touched."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (rows, vocabulary) of hidden states (rows, width); float32."""
-        return _product(hidden, self._head).mul_(self._head_scale)[:, : self._embed.shape[0]]
+        logits = _product(hidden, self._head).mul_(self._head_scale)
+        return logits if logits.shape[1] == self._embed.shape[0] else logits[:, : self._embed.shape[0]]
 
     def forward(self, first: int, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
         """Hidden states (rows, tokens, width) of the slots from `first`; row i's tokens stand from `starts[i]` on.
@@ -211,7 +211,7 @@ class Int8Model(SlotStore):
         rows = at.stop - at.start
         for rank in ranks:
             z = y[:, group.z[rank]]
-            moved = torch.bmm(z.unflatten(0, (rows, -1)), group.R[rank][at])
+            moved = torch.bmm(z.view(rows, -1, z.shape[1]), group.R[rank][at])
             to.addmm_(moved.view(z.shape), group.US[rank])
         if loras:
             inputs = x.view(rows, -1, x.shape[1])
@@ -219,7 +219,7 @@ class Int8Model(SlotStore):
                 if name not in loras:
                     continue
                 which, A, B = loras[name]
-                part = to[:, span].unflatten(0, (rows, -1))
+                part = to[:, span].view(rows, -1, span.stop - span.start)
                 if which is None:
                     part += torch.bmm(torch.bmm(inputs, A.mT), B.mT)
                 else:
@@ -237,13 +237,14 @@ class Int8Model(SlotStore):
         """Attention's output (tokens of all rows, heads · dim); kv (2, rows, heads, places, dim) is written to."""
         turns, rows = self._turns, kv.shape[1]
         wide, dim, heads = turns.heads * turns.dim, turns.dim, turns.kv_heads
-        queries_keys = y[:, : wide + heads * dim].unflatten(1, (-1, dim // 2, 2))
+        queries_keys = y[:, : wide + heads * dim].view(len(y), -1, dim // 2, 2)
         torch.view_as_complex(queries_keys).mul_(turn)
         new = y[:, wide : wide + 2 * heads * dim]
         kv[:, span[0], :, span[1]] = new.view(rows, -1, 2, heads, dim)
         q = y[:, :wide].view(rows, -1, heads, turns.heads // heads, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
         out = F.scaled_dot_product_attention(q, kv[0][:, :, :longest], kv[1][:, :, :longest], attn_mask=mask)
-        return out.unflatten(2, (turns.heads // heads, -1)).permute(0, 3, 1, 2, 4).reshape(len(y), wide)
+        out = out.view(rows, heads, turns.heads // heads, -1, dim)
+        return out.permute(0, 3, 1, 2, 4).reshape(len(y), wide)
 
     # -- what is made before serving
 
@@ -276,7 +277,7 @@ class Int8Model(SlotStore):
                 parts.append(turns.columns(target.projection, Vt, self._norms[target.name]))
                 outwards.append(turns.rows(target.projection, basis.outward[index].float()).mT)
             group.z[rank] = slice(columns, columns + rank * len(at))
-            group.US[rank] = torch.block_diag(*outwards)
+            group.US[rank] = torch.block_diag(*outwards)  # type: ignore[no-untyped-call]
             columns = group.z[rank].stop
         group.W, group.scale = _rounded(torch.cat(parts))
         return group

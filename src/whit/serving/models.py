@@ -51,7 +51,8 @@ class Models:
         at = after.removeprefix(f"{self.base}:")
         while self.store is not None and len(found) < most:
             page = self.store.listing(after=at, limit=most)
-            found += [(f"{self.base}:{each.name}", each.at) for each in page if caller.rights.may_use(each.name)]
+            mine = [each for each in page if each.kind != "basis" and caller.rights.may_use(each.name)]
+            found += [(f"{self.base}:{each.name}", each.at) for each in mine]
             if len(page) < most:
                 break
             at = page[-1].name

@@ -1,7 +1,8 @@
 """An adapter of any kind as one string of bytes, as a store keeps it.
 
-Vector adapters are their compact file. A LoRA is `whitlora`, the length of its config (4 bytes, little-endian), the
-config and the safetensors file; it is read through the same checks as a folder. Knows nothing of databases.
+Vector and sparse adapters are their compact file. A LoRA is `whitlora`, the length of its config (4 bytes,
+little-endian), the config and the safetensors file; it is read through the same checks as a folder. A learned basis,
+which adapters may name, is kept under a name made of its fingerprint. Knows nothing of databases.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ import hashlib
 import struct
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from whit.adapters import learned
 from whit.adapters.adapter import Adapter
 from whit.adapters.compact import MAGIC
 from whit.errors import DamagedAdapter
+
+if TYPE_CHECKING:
+    from whit.serving.store import Store
 
 LORA_MAGIC = b"whitlora"
 MAX_PAYLOAD = 256 << 20
@@ -57,12 +63,33 @@ def from_payload(content: bytes) -> Adapter:
 
 
 def kind_of(content: bytes) -> str:
-    """`tiny`, `xs` or `lora`, by the first bytes alone; `unknown` for anything else."""
+    """`tiny`, `xs`, `sparse`, `lora` or `basis`, by the first bytes alone; `unknown` for anything else."""
     if content.startswith(LORA_MAGIC):
         return "lora"
+    if content.startswith(learned.MAGIC):
+        return "basis"
     if content[:4] == MAGIC and len(content) > 5:
-        return {1: "tiny", 2: "xs"}.get(content[5], "unknown")
+        return {1: "tiny", 2: "xs", 3: "sparse"}.get(content[5], "unknown")
     return "unknown"
+
+
+def basis_name(fingerprint: str) -> str:
+    """Under which name a store keeps the learned basis with this fingerprint."""
+    return f"basis/{fingerprint[:16]}"
+
+
+def learned_in(store: Store, fingerprint: str) -> None:
+    """Remember the learned basis that an adapter names, where it is not known yet and the store has it."""
+    from whit.serving.store import NotFound
+
+    if not fingerprint or learned.find(fingerprint) is not None:
+        return
+    try:
+        found = learned.LearnedBasis.from_bytes(store.find(basis_name(fingerprint)).payload)
+    except NotFound:
+        return
+    if found.fingerprint.startswith(fingerprint[:16]):  # a name says nothing
+        learned.remember(found)
 
 
 def digest_of(content: bytes) -> bytes:

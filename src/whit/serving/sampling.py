@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+_BLOCK = 128
 _SHARE = 256  # the likeliest tokens that are looked at first; they nearly always hold the share asked for
 
 
@@ -64,6 +65,20 @@ class Drawer:
         edges = share.cumsum(-1)
         kept = int((edges - share < sampling.top_p).sum())
         return int(ids[_place(edges[:kept], uniform * float(edges[kept - 1]))])
+
+
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """The first of the largest logits of each row, (rows,); logits (rows, vocabulary).
+
+    By blocks: a maximum is found many times as fast as where it is.
+    """
+    rows, words = logits.shape
+    if words % _BLOCK or words == _BLOCK:
+        return logits.argmax(dim=-1)
+    blocks = logits.view(rows, -1, _BLOCK)
+    block = blocks.amax(dim=-1).argmax(dim=-1)
+    within: torch.Tensor = blocks[torch.arange(rows, device=logits.device), block].argmax(dim=-1)
+    return block * _BLOCK + within
 
 
 def _place(edges: torch.Tensor, at: float) -> int:

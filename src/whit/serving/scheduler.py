@@ -22,7 +22,7 @@ from whit.errors import WhitError
 from whit.serving.pool import Served
 from whit.serving.prefix import PrefixCache
 from whit.serving.rows import row_model
-from whit.serving.sampling import Choice, Drawer, Sampling
+from whit.serving.sampling import Choice, Drawer, Sampling, likeliest
 
 if TYPE_CHECKING:
     from whit.adapters.basis import Basis
@@ -382,8 +382,8 @@ _COUNTS = ("steps", "tokens", "prompt_tokens", "reused_tokens")
 
 def choose(logits: torch.Tensor, draws: Sequence[Drawer]) -> list[Choice]:
     """The next token of each row; logits (rows, vocabulary), float32. The greedy rows are chosen together."""
-    likeliest = logits.argmax(dim=-1).tolist()
-    return [draw(logits[place], likeliest[place]) for place, draw in enumerate(draws)]
+    tokens = likeliest(logits).tolist()
+    return [draw(logits[place], tokens[place]) for place, draw in enumerate(draws)]
 
 
 def _content(request: Request) -> bytes:

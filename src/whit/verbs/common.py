@@ -30,11 +30,20 @@ CARD_NAME, REPORT_NAME, HELD_OUT_NAME, SEEN_NAME = "card.json", "report.html", "
 
 @dataclass(frozen=True)
 class Specialist:
-    """An adapter with what is known of it. `folder` is None where it came as text, or as a file without its card."""
+    """An adapter with what is known of it. `folder` is None where it came as text, from a store, or without its card.
+
+    `notes` are a store's, where it keeps less than a whole card: `base` and `instruction`.
+    """
 
     adapter: Adapter
     card: Card | None
     folder: Path | None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def instruction(self) -> str | None:
+        """What the base was told in training, as far as is known."""
+        return (self.card.instruction if self.card is not None else str(self.notes.get("instruction") or "")) or None
 
     def base_name(self, asked: str | None) -> str:
         """The base to use: the one asked for, else the card's. Raises `AdapterError` where neither says."""
@@ -42,11 +51,19 @@ class Specialist:
             return asked
         if self.card is not None:
             return self.card.base
+        if isinstance(self.notes.get("base"), str) and self.notes["base"]:
+            return str(self.notes["base"])
         raise AdapterError("this adapter comes without a card, so its base must be named: add --base NAME")
 
 
 def open_specialist(where: str) -> Specialist:
-    """Read an adapter and, where it has one beside it, its card."""
+    """Read an adapter and, where it has one beside it, its card.
+
+    `FILE.db#team/alice@prod` is looked up in a store, and so is the learned basis that it may name.
+    """
+    store, mark, name = where.rpartition("#")
+    if mark and in_store(where):
+        return _from_store(store, name)
     from whit.adapters.adapter import Adapter
     from whit.adapters.compact import TEXT_PREFIX
     from whit.evaluation.card import load_card
@@ -65,6 +82,38 @@ def open_specialist(where: str) -> Specialist:
     if card is not None and adapter.base and not card.base_fingerprint.startswith(adapter.base[:16]):
         card = None  # a card that lies beside another adapter's file says nothing of this one
     return Specialist(adapter, card, folder if path.is_dir() or card is not None else None)
+
+
+def in_store(where: str) -> bool:
+    """Whether this means an adapter of a store: `FILE#NAME` or `postgresql://…#NAME`."""
+    from whit.adapters.compact import TEXT_PREFIX
+
+    store, mark, _ = where.rpartition("#")
+    if not mark or where.startswith(TEXT_PREFIX):
+        return False
+    try:
+        return store.startswith(("postgresql://", "postgres://")) or (
+            Path(store).is_file() and not Path(where).exists()
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _from_store(where: str, name: str) -> Specialist:
+    from whit.evaluation.card import Card
+    from whit.serving.payload import from_payload, learned_in
+    from whit.serving.store import open_store
+
+    with open_store(where, read_only=True, create=False) as store:
+        held = store.find(name, card=True)
+        adapter = from_payload(held.payload)
+        learned_in(store, adapter.basis)
+    notes = held.card or {}
+    try:
+        card = Card.from_json(dict(notes)) if notes else None
+    except AdapterError:  # less than a card: `whit train --per` keeps what running needs
+        card = None
+    return Specialist(adapter, card, None, notes)
 
 
 def open_base(name: str, *, dtype: str, threads: int | None, talk: Talk) -> Base:

@@ -78,7 +78,7 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
         scorer = named_scorer(settings.score or "auto", fresh)
     else:
         scorer = restore_scorer(card.scorer)
-    instruction = settings.instruction or (card.instruction if card else "") or None
+    instruction = settings.instruction or special.instruction
     known = card.settings.get("max_tokens") if card else None
     most = settings.max_tokens or (int(known) if isinstance(known, int) else longest_answer(fresh, base))
     examiner = Examiner(base, scorer, instruction, most)

@@ -66,7 +66,7 @@ def speaker(settings: RunSettings | ChatSettings, talk: Talk, *, bare: bool = Fa
         return
     special = common.open_specialist(name)
     base = common.open_base(special.base_name(settings.base), dtype=settings.dtype, threads=settings.threads, talk=talk)
-    instruction = settings.instruction or (special.card.instruction if special.card else "") or None
+    instruction = settings.instruction or special.instruction
     if bare:
         yield Speaker(base, None, instruction)
         return
@@ -184,7 +184,7 @@ def _is_adapter(name: str) -> bool:
     from whit.bases.names import resolve
     from whit.errors import BaseError
 
-    if name.startswith(TEXT_PREFIX):
+    if name.startswith(TEXT_PREFIX) or common.in_store(name):
         return True
     path = Path(name)
     try:

@@ -60,16 +60,24 @@ def _who(settings: StoreSettings) -> str:
 
 
 def _add(opened: Store, settings: StoreSettings) -> tuple[dict[str, Any], str]:
+    from whit.adapters import learned
     from whit.serving.names import check_name
-    from whit.serving.payload import to_payload
+    from whit.serving.payload import basis_name, to_payload
+    from whit.serving.store import Item, NotFound
 
     name, where = settings.words
     check_name(name)
     special = common.open_specialist(where)
-    card = special.card.to_json() if special.card else None
+    card = special.card.to_json() if special.card else dict(special.notes) or None
     payload = to_payload(special.adapter)
     labels = (settings.label,) if settings.label else ()
-    version = opened.add(name, payload, by=_who(settings), card=card, labels=labels)
+    items = [Item(name, payload, card, labels)]
+    if (basis := learned.find(special.adapter.basis)) is not None:
+        try:
+            opened.find(basis_name(basis.fingerprint))
+        except NotFound:
+            items.insert(0, Item(basis_name(basis.fingerprint), basis.to_bytes()))
+    version = opened.add_many(items, by=_who(settings))[-1]
     about = {"name": name, "version": version, "kind": special.adapter.kind, "bytes": len(payload)}
     return about, f"{name}@{version}: {special.adapter.kind}, {size(len(payload))}"
 
@@ -96,11 +104,16 @@ def _list(opened: Store, settings: StoreSettings) -> tuple[dict[str, Any], str]:
 
 
 def _show(opened: Store, settings: StoreSettings) -> tuple[dict[str, Any], str]:
-    from whit.serving.payload import from_payload
+    from whit.adapters.learned import LearnedBasis
+    from whit.serving.payload import from_payload, kind_of
 
     held = opened.find(settings.words[0], card=True)
     try:
-        described = from_payload(held.payload).describe()
+        if kind_of(held.payload) == "basis":
+            basis = LearnedBasis.from_bytes(held.payload)
+            described = {"kind": "basis", "numbers": basis.P.size, "rank": basis.rank, "base": basis.base}
+        else:
+            described = from_payload(held.payload).describe()
     except AdapterError as error:
         raise AdapterError(f"{held.name}@{held.version}: {error}") from error
     labels = opened.labels(held.name)
