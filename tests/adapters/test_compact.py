@@ -171,7 +171,7 @@ def _header(**changes: int) -> bytes:
         (b"PK\x03\x04" + bytes(60), "letters whit"),
         (b"whit", "truncated"),
         (_seal(_header(version=2) + bytes(26)), "version 2"),
-        (_seal(_header(kind=3) + bytes(26)), "unknown"),
+        (_seal(_header(kind=4) + bytes(26)), "unknown"),
         (_seal(_header(number=0) + bytes(26)), "unknown"),
         (_seal(_header(numbers=MAX_NUMBERS + 1) + bytes(26)), "claims 4194305 numbers"),
         (_seal(_header(numbers=0xFFFFFFFF) + bytes(26)), "claims"),

@@ -19,9 +19,10 @@ from whit.data.rows import Row, Turn
 from whit.data.templates import Encoded
 from whit.errors import Interrupted, TrainingError
 from whit.rewards.reward import Grade
+from whit.testing import tiny_base
 from whit.training.batching import collate
 from whit.training.evolution import centred_ranks, noise, train_evolution
-from whit.training.grpo import advantages, policy_loss, train_grpo
+from whit.training.grpo import LEARNING_RATES, advantages, policy_loss, train_grpo
 from whit.training.reward import Rewarded, RewardPlan, RewardProgress
 from whit.training.rollouts import roll_out
 from whit.training.sft import loss_of
@@ -177,6 +178,29 @@ def test_reward_rises(base: Base, encode: Encode) -> None:
         found = run(base, bound, rows, replace(plan, optimizer="grpo", learning_rate=0.05))
     means = [each.reward for each in found.measures]  # of drawn answers: far noisier than greedy ones
     assert np.mean(means[-8:]) > np.mean(means[:4]) + 0.02
+
+
+@pytest.mark.parametrize(("kind", "rise"), [("tiny", 0.06), ("xs", 0.05)])
+def test_at_the_default_rate_a_token_that_is_rewarded_comes_more_often(kind: str, rise: float) -> None:
+    """On a base with opinions: the common one draws tokens almost evenly, and no adapter can change that by much."""
+    base = tiny_base(layers=2, hidden=32, heads=2, kv_heads=1, ffn=64, vocab=320, context=128)
+    with torch.no_grad():
+        base.model.get_output_embeddings().weight.mul_(2.5)
+    texts = [f"{'red' if number % 2 else 'blue'} {'x' * (1 + number % 5)}{number}" for number in range(16)]
+    asked = [Row(id=f"r{number}", turns=(Turn("user", text),), completion="A") for number, text in enumerate(texts)]
+    prompts = base.template.render_many([row.turns for row in asked])
+    rows = [Encoded(row, base.encode(str(text)), [5]) for row, text in zip(asked, prompts, strict=True)]
+    with torch.no_grad():
+        logits = torch.stack([base.model(input_ids=torch.tensor([row.prompt_ids])).logits[0, -1] for row in rows])
+    chances = torch.softmax(logits.float(), -1).mean(0)
+    words = [base.decode([token]) for token in range(len(chances))]
+    likely = {word: sum(float(chances[at]) for at, same in enumerate(words) if same == word) for word in set(words)}
+    wanted = min(likely, key=lambda word: (abs(likely[word] - 0.2), word))
+    plan = replace(PLAN, steps=32, batch=4, samples=16, most=1, warmup=0.1, learning_rate=LEARNING_RATES[kind])
+    with fresh(base, kind) as bound:
+        found = run(base, bound, rows, plan, reward=Rewards(lambda answer: float(answer == wanted)))
+    means = [each.reward for each in found.measures]
+    assert np.mean(means[-8:]) > np.mean(means[:4]) + rise, (wanted, likely[wanted], means)
 
 
 def test_the_best_on_validation_is_kept(base: Base, tune: Tune, encode: Encode) -> None:

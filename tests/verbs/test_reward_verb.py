@@ -34,10 +34,14 @@ def place(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(json.dumps({"id": f"p{number}", "prompt": prompt, "completion": str(one + two)}))
     (folder / "problems.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "letters.py").write_text(
-        "import time\n"
+        "import os, time\n"
         "def small(answer, row): return sum(c.islower() for c in answer) / max(1, len(answer))\n"
         "def same(answer, row): return 0.5\n"
         "def hangs(answer, row): time.sleep(60)\n"
+        "def exits(answer, row): raise SystemExit(3)\n"
+        "def dies(answer, row): os._exit(3)\n"
+        "def forks(answer, row): return float(os.fork() == 0)\n"
+        "def never(answer, row): return 0.0\n"
     )
     (folder / "whit.toml").write_text(
         f"[train]\nbase = '{base}'\ndtype = 'float32'\nreward-seconds = 20\nepochs = 0.4\nevaluations = 2\nbatch = 4\n"
@@ -101,6 +105,12 @@ def test_killed_and_resumed_it_ends_the_same(whit: Commands, place: Path, tmp_pa
     [
         (["--reward", "letters.py:same", "--numbers", "13"], 6, "0.5 for every answer"),
         (["--reward", "letters.py:hangs", "--reward-seconds", "0.5", "--numbers", "13"], 7, "no answer within 0.5 s"),
+        (["--reward", "letters.py:exits", "--numbers", "13"], 7, "called exit(3)"),
+        (["--reward", "letters.py:dies", "--numbers", "13"], 7, "its process ended (exit code 3)"),
+        (["--reward", "letters.py:forks", "--numbers", "13"], 7, "may start no process"),
+        (["--reward", "letters.py:never", "--numbers", "13"], 6, "start from a supervised adapter (--warm-start)"),
+        (["--reward", "letters.py:small", "--numbers", "999999"], 2, "not reachable with rank 2"),
+        (["--reward", "letters.py:small", "--numbers", "13", "--warm-start", "nowhere"], 5, "no adapter there"),
         (["--reward", "letters.py:absent"], 2, "has no function absent"),
         (["--reward", "numerik"], 2, "did you mean numeric"),
         (["--reward", "numeric", "--optimizer", "natural"], 2, "choose grpo"),
@@ -113,6 +123,51 @@ def test_killed_and_resumed_it_ends_the_same(whit: Commands, place: Path, tmp_pa
 def test_bad_input(whit: Commands, place: Path, tmp_path: Path, words: list[str], code: int, told: str) -> None:
     done = whit("train", "problems.jsonl", *words, "--out", tmp_path / "out", cwd=place)
     assert done.code == code and told in done.error, done.stderr
+
+
+def test_what_never_succeeds_is_said_after_the_first_look(whit: Commands, place: Path, tmp_path: Path) -> None:
+    done = whit("train", "problems.jsonl", "--reward", "letters.py:never", "--reward", "letters.py:small", "--numbers",
+                "13", "--out", tmp_path / "out", cwd=place)  # fmt: skip
+    assert done.code == 0, done.stderr
+    said = done.stderr.index("the base gets none of 4 validation rows right")
+    assert said < done.stderr.index("training: best") and "easier rows, more --numbers" in done.stderr[said:]
+    # Answers that the limit cut off are counted, and the user is told.
+    assert "% of the answers were cut off at 4 tokens; raise --max-tokens" in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rewards.jsonl").read_text().splitlines()]
+    assert all(line["length"] <= 4 for line in lines) and any(line["cut"] > 0.5 for line in lines)
+
+
+def test_a_generator_that_is_not_there(whit: Commands, place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    for name, told in (
+        ("chain_sm", "nearest: chain_sum"),
+        ("zzzzqq", "there are"),
+        ("chain_sum,max_term=2", "max_terms"),
+    ):
+        done = whit("train", "--reward", f"gym:{name}", "--numbers", "13", "--out", tmp_path / "out", cwd=place)
+        assert done.code == 2 and told in done.error, done.stderr
+
+
+@pytest.mark.parametrize("kind", [["--numbers", "13"], ["--kind", "xs"], ["--kind", "lora", "--rank", "2"]])
+def test_a_warm_start_begins_where_the_adapter_stands(
+    whit: Commands, place: Path, tmp_path: Path, kind: list[str]
+) -> None:
+    words = ["train", "problems.jsonl", *kind, "--learning-rate", "0.05"]
+    first = whit(*words, "--reward", "letters.py:small", "--out", tmp_path / "first", cwd=place)
+    assert first.code == 0, first.stderr
+    # At a rate of next to nothing it ends where it began: at the first adapter, which is not the bare base.
+    still = [*words[:-1], "1e-12", "--reward", "letters.py:small", "--warm-start", tmp_path / "first"]
+    done = whit(*still, "--out", tmp_path / "still", cwd=place)
+    assert done.code == 0, done.stderr
+    one, other = Adapter.load(tmp_path / "first"), Adapter.load(tmp_path / "still")
+    if one.lora is not None and other.lora is not None:
+        assert all((one.lora.B[name] == other.lora.B[name]).all() for name in one.lora.B)
+        assert any(part.any() for part in one.lora.B.values())
+    else:
+        assert one.vector is not None and one.vector.any() and one.to_bytes() == other.to_bytes()
+    other_size = ["train", "problems.jsonl", "--reward", "letters.py:small", "--kind", "xs", "--rank", "3"]
+    done = whit(*other_size, "--warm-start", tmp_path / "first", "--out", tmp_path / "not", cwd=place)
+    assert done.code == 2 and "--warm-start" in done.error and "the same --kind" in done.error, done.stderr
 
 
 def test_no_data_and_no_generator(whit: Commands, place: Path) -> None:

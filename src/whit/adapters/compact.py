@@ -3,7 +3,7 @@
     offset size
       0     4   magic "whit"
       4     1   version (1)
-      5     1   kind: 1 tiny, 2 xs
+      5     1   kind: 1 tiny, 2 xs, 3 sparse
       6     1   number type: 1 bfloat16, 2 float16, 3 float32
       7     1   rank r
       8     1   projections: bit i for the i-th of q k v o gate up down; bit 7: a map of modules follows
@@ -16,6 +16,14 @@
      34   2+n   (only with bit 7) length of the map in bytes, then the map: bit i for module i
       …     …   payload: numbers x size of the number type, little-endian
      -4     4   CRC-32 of all that stands before it
+
+A sparse adapter has no basis; it differs in this:
+
+      7     1   k, how many low bits of each place stand by themselves (see `sparse.py`)
+      8     1   0
+     10   2+2   0, and 0
+     26   4+4   stride, and the length of the places in bytes
+     34     …   the places, then the payload
 
 All integers are little-endian. Thirteen numbers in bfloat16 make 26 bytes of payload in 64 of file. The text
 form is "whit1_" and the base64url of the file without padding: 92 characters for those thirteen. Lengths are
@@ -33,6 +41,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from whit.adapters import sparse
+from whit.adapters.sparse import SparseSpec
 from whit.adapters.targets import PROJECTIONS
 from whit.adapters.vector import VectorSpec
 from whit.errors import DamagedAdapter, UsageError, WhitError
@@ -43,18 +53,18 @@ TEXT_PREFIX = "whit1_"
 MAX_NUMBERS = 1 << 22
 NUMBER_TYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _HEADER = struct.Struct("<4sBBBBBBHHI8s8s")
-_KIND_CODES = {"tiny": 1, "xs": 2}
+_KIND_CODES = {"tiny": 1, "xs": 2, "sparse": 3}
 _TYPE_CODES = {"bfloat16": 1, "float16": 2, "float32": 3}
 _MAP = 0x80
-_MAX_BYTES = _HEADER.size + 2 + 8192 + 4 * MAX_NUMBERS + 4
+_MAX_BYTES = _HEADER.size + 2 + 8192 + 4 * MAX_NUMBERS + 4  # the places of a sparse one take far less
 
 
 @dataclass(frozen=True)
 class Compact:
-    """What a compact file holds. Fingerprints are 16 hex characters; `layers` is how many
+    """What a compact file holds. Fingerprints are 16 hex characters (`basis` empty for `sparse`); `layers` is how many
     decoder layers the base has; `vector` is float32, shape (numbers,)."""
 
-    spec: VectorSpec
+    spec: VectorSpec | SparseSpec
     number_type: str
     base: str
     basis: str
@@ -68,7 +78,7 @@ def round_to(vector: NDArray[np.float32], number_type: str) -> NDArray[np.float3
 
 
 def pack(
-    spec: VectorSpec, vector: NDArray[np.float32], *, number_type: str, base: str, basis: str, layers: int
+    spec: VectorSpec | SparseSpec, vector: NDArray[np.float32], *, number_type: str, base: str, basis: str, layers: int
 ) -> bytes:
     """The bytes of a compact file. `layers` is how many decoder layers the base has.
 
@@ -85,32 +95,44 @@ def pack(
         raise UsageError(f"the vector holds numbers that {number_type} cannot: NaN, infinite or too large")
     if max(spec.targets) >= layers * len(PROJECTIONS):
         raise UsageError(f"module {max(spec.targets)} is none of a base with {layers} layers")
-    mask = _mask(spec.targets, layers)
-    extra = b""
-    if mask is None:
-        chosen = np.zeros(max(spec.targets) + 1, dtype=np.uint8)
-        chosen[list(spec.targets)] = 1
-        bits = np.packbits(chosen, bitorder="little").tobytes()
-        extra = struct.pack("<H", len(bits)) + bits
+    shape, extra, along = _described(spec, layers, basis)
     try:
         header = _HEADER.pack(
             MAGIC,
             VERSION,
             _KIND_CODES[spec.kind],
             _TYPE_CODES[number_type],
-            spec.rank,
-            _MAP if mask is None else mask,
+            *shape[:2],
             layers,
-            spec.seed,
-            spec.groups,
+            *shape[2:],
             spec.numbers,
             bytes.fromhex(base[:16]),
-            bytes.fromhex(basis[:16]),
+            along,
         )
     except (struct.error, ValueError) as error:
         raise UsageError(f"this adapter does not fit the compact file: {error}") from error
     body = header + extra + payload
     return body + struct.pack("<I", zlib.crc32(body))
+
+
+def _described(
+    spec: VectorSpec | SparseSpec, layers: int, basis: str
+) -> tuple[tuple[int, int, int, int], bytes, bytes]:
+    """Rank, projections, seed and groups as the header has them; what follows it; and its last eight bytes."""
+    if isinstance(spec, SparseSpec):
+        k, places = sparse.encode(spec.places)
+        return (k, 0, 0, 0), places, struct.pack("<II", spec.stride, len(places))
+    mask, extra = _mask(spec.targets, layers), b""
+    if mask is None:
+        chosen = np.zeros(max(spec.targets) + 1, dtype=np.uint8)
+        chosen[list(spec.targets)] = 1
+        bits = np.packbits(chosen, bitorder="little").tobytes()
+        extra = struct.pack("<H", len(bits)) + bits
+    try:
+        along = bytes.fromhex(basis[:16])
+    except ValueError as error:
+        raise UsageError(f"this adapter does not fit the compact file: {error}") from error
+    return (spec.rank, _MAP if mask is None else mask, spec.seed, spec.groups), extra, along
 
 
 def unpack(content: bytes) -> Compact:
@@ -132,26 +154,39 @@ def unpack(content: bytes) -> Compact:
         raise DamagedAdapter(f"the adapter claims {numbers} numbers; the most is {MAX_NUMBERS}")
     start = _HEADER.size
     targets = _targets_of(mask, layers)
-    if mask & _MAP:
+    if names[kind] == "sparse":
+        if numbers > sparse.MAX_PLACES:
+            raise DamagedAdapter(f"the adapter claims {numbers} places; the most is {sparse.MAX_PLACES}")
+        length = struct.unpack("<II", basis)[1]
+        if length > sparse.most_bytes(numbers):
+            raise DamagedAdapter(f"the adapter has {length} bytes for its {numbers} places, more than they can take")
+        start += length
+    elif mask & _MAP:
         targets, start = _read_map(content, start)
     end = start + numbers * NUMBER_TYPES[types[number]]
     if len(content) != end + 4:
         raise DamagedAdapter(f"the adapter has {len(content)} bytes where its header calls for {end + 4}")
     if struct.unpack_from("<I", content, end)[0] != zlib.crc32(content[:end]):
         raise DamagedAdapter("the adapter's checksum is wrong: it was damaged on its way; fetch or copy it again")
+    try:
+        spec: VectorSpec | SparseSpec
+        if names[kind] == "sparse":
+            found = sparse.decode(content[_HEADER.size : start], numbers, rank)
+            spec = SparseSpec(struct.unpack("<II", basis)[0], found)
+            targets, basis = spec.targets, b""
+        else:
+            spec = VectorSpec(names[kind], rank, numbers, groups, targets, seed)
+    except (WhitError, ValueError) as error:
+        raise DamagedAdapter(f"the adapter contradicts itself: {error}") from error
     if targets and max(targets) >= layers * len(PROJECTIONS):
         raise DamagedAdapter(f"the adapter names module {max(targets)} of a base with {layers} layers")
     vector = _unpack(content[start:end], types[number])
     if not np.isfinite(vector).all():
         raise DamagedAdapter("the adapter holds NaN or infinite numbers")
-    try:
-        spec = VectorSpec(names[kind], rank, numbers, groups, targets, seed)
-    except WhitError as error:
-        raise DamagedAdapter(f"the adapter contradicts itself: {error}") from error
     held = Compact(spec, types[number], base.hex(), basis.hex(), layers, vector)
     # One adapter has one spelling, so that whoever keeps adapters may know them by their bytes.
     if pack(spec, vector, number_type=held.number_type, base=held.base, basis=held.basis, layers=layers) != content:
-        raise DamagedAdapter("the adapter spells its modules in a way that whit does not write")
+        raise DamagedAdapter("the adapter spells its modules or places in a way that whit does not write")
     return held
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from whit.adapters.sparse import SparseSpec
 from whit.bases.tokenizers import END_OF_TURN
 from whit.data.rows import Turn
 from whit.data.templates import Template
@@ -58,6 +59,8 @@ class Speaker:
             except OSError as error:
                 raise AdapterError(f"{file}: cannot be read as an adapter ({error.strerror})") from error
         held = compact.unpack(content)
+        if isinstance(held.spec, SparseSpec):
+            raise AdapterError("the engine runs no sparse adapters; use torch, or export it with whit export --to lora")
         self.engine.add_basis(self._basis(held.base, held.basis, held.spec.rank))
         return self.engine.read_adapter(content)
 

@@ -61,7 +61,7 @@ def train_evolution(
     Raises `UsageError` where the adapter has no vector, and what `RewardLoop.run` raises.
     """
     if not isinstance(bound, BoundVector):
-        raise UsageError(f"--optimizer {plan.optimizer} works on vector adapters (tiny, xs); use grpo for lora")
+        raise UsageError(f"--optimizer {plan.optimizer} works on vector adapters (tiny, xs, sparse); use grpo for lora")
     if plan.population < 2 or (plan.optimizer == "es" and plan.population % 2):
         raise UsageError(f"--population {plan.population}: es needs an even number, for its noise comes in pairs")
     kind = _Cma if plan.optimizer == "cma" else _Es

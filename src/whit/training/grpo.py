@@ -6,13 +6,15 @@
 
 There is no KL term. Answers are drawn at temperature 1, the policy whose log-probabilities are followed. The samples
 of a prompt are packed behind one copy of it (`whit.training.sft.loss_of`); a group in which all rewards are equal
-has nothing to say and is not computed. Works on tiny, xs and lora.
+has nothing to say and is not computed. Works on every kind.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -20,15 +22,15 @@ from whit.adapters.tunable import Bound
 from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import TrainingError
-from whit.rewards.reward import Reward
+from whit.rewards.reward import Grade, Reward
 from whit.training.batching import Batch, collate
 from whit.training.optimizers import Adam, schedule
 from whit.training.reward import Rewarded, RewardLoop, RewardPlan, Watch
-from whit.training.rollouts import roll_out
+from whit.training.rollouts import Rollout, roll_out
 from whit.training.sft import loss_of
 
 _EPSILON = 1e-4  # as TRL has it: keeps a group of nearly equal rewards from being blown up
-LEARNING_RATES = {"tiny": 1e-2, "xs": 1e-2, "lora": 1e-4}
+LEARNING_RATES = {"tiny": 5e-2, "xs": 5e-2, "lora": 1e-3, "sparse": 5e-2}
 
 
 def advantages(rewards: torch.Tensor, *, normalised: bool) -> torch.Tensor:
@@ -56,6 +58,64 @@ def policy_loss(
     return -(gain / share).sum()
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Answers drawn to some prompts, and those groups of them that tell anything, each with its advantages."""
+
+    prompt: str
+    found: Sequence[Rollout]
+    grades: Sequence[Grade]
+    batches: Sequence[tuple[Batch, torch.Tensor]]
+    flat: float
+
+
+def draw(
+    base: Base, bound: Bound | None, rows: Sequence[Encoded], reward: Reward, plan: RewardPlan, *, step: int
+) -> Drawn:
+    """Draw `plan.samples` answers to each prompt with the adapter (None: the bare base) and grade them.
+
+    What is drawn depends on `plan.seed` and `step` alone.
+    """
+    asked = [row for row in rows for _ in range(plan.samples)]
+    found = roll_out(base, bound, [row.prompt_ids for row in asked], most=plan.most, seed=(plan.seed, step))
+    grades = reward.grade([each.text for each in found], [row.row for row in asked])
+    rewards = torch.tensor([grade.reward for grade in grades]).view(len(rows), plan.samples)
+    A = advantages(rewards, normalised=_length(plan) is None)
+    telling = [place for place in range(len(rows)) if bool(A[place].any())]
+    batches = []
+    for place in telling:
+        answers = found[place * plan.samples : (place + 1) * plan.samples]
+        group = [Encoded(rows[place].row, rows[place].prompt_ids, answer.ids) for answer in answers]
+        batches.append((collate(group), A[place]))
+    return Drawn(rows[0].row.prompt, found, grades, batches, 1 - len(telling) / len(rows))
+
+
+def group_losses(
+    base: Base, rows: Sequence[Encoded], reward: Reward, plan: RewardPlan
+) -> list[Callable[[], torch.Tensor]]:
+    """For each group of the bare base's answers that tells anything, its loss as the model stands, a scalar.
+
+    The gradient is the policy's: a sparse adapter's weights are chosen by it. Raises `TrainingError` where none tells.
+    """
+    drawn = draw(base, None, rows, reward, plan, step=(1 << 32) - 1)  # a step that no run comes to
+    if not drawn.batches:
+        raise TrainingError(
+            f"to none of {len(rows)} prompts was one answer better than another, so no weight can be chosen; choose "
+            "rows that the base sometimes gets right, or more --samples"
+        )
+
+    def loss(batch: Batch, A: torch.Tensor) -> torch.Tensor:
+        logp = -loss_of(base, batch)
+        return policy_loss(logp, logp.detach(), batch, A, clip=plan.clip, length=_length(plan)) / len(A)
+
+    return [functools.partial(loss, batch, A) for batch, A in drawn.batches]
+
+
+def _length(plan: RewardPlan) -> int | None:
+    """The constant that Dr-GRPO has in place of an answer's length."""
+    return plan.most if plan.optimizer == "dr-grpo" else None
+
+
 def train_grpo(
     base: Base,
     bound: Bound,
@@ -75,48 +135,31 @@ def train_grpo(
 
 class _Grpo(RewardLoop):
     def prepare(self) -> None:
-        """Adam, and the constant that Dr-GRPO has in place of an answer's length."""
+        """Adam."""
         self.optimizer = Adam(self.bound.parameters())
-        self.length = self.plan.most if self.plan.optimizer == "dr-grpo" else None
 
     def advance(self) -> None:
         """Draw, grade, and step `updates` times."""
-        plan, rows = self.plan, self.prompts()
-        asked = [row for row in rows for _ in range(plan.samples)]
-        found = roll_out(
-            self.base, self.bound, [row.prompt_ids for row in asked], most=plan.most, seed=(plan.seed, self.step)
-        )
-        grades = self.reward.grade([each.text for each in found], [row.row for row in asked])
-        rewards = torch.tensor([grade.reward for grade in grades]).view(len(rows), plan.samples)
-        A = advantages(rewards, normalised=self.length is None)
-        telling = [place for place in range(len(rows)) if bool(A[place].any())]
-        batches = [
-            collate(
-                [
-                    Encoded(rows[place].row, rows[place].prompt_ids, found[place * plan.samples + sample].ids)
-                    for sample in range(plan.samples)
-                ]
-            )
-            for place in telling
-        ]
+        plan = self.plan
+        drawn = draw(self.base, self.bound, self.prompts(), self.reward, plan, step=self.step)
         olds: list[torch.Tensor] = []
         rate = plan.learning_rate * schedule(self.step, plan.steps, plan.warmup)
-        for _ in range(plan.updates if telling else 0):
+        for _ in range(plan.updates if drawn.batches else 0):
             for parameter in self.bound.parameters():
                 parameter.grad = None
-            for at, batch in enumerate(batches):
+            for at, (batch, A) in enumerate(drawn.batches):
                 with self.bound.active():
                     logp = -loss_of(self.base, batch)
                     if len(olds) == at:
                         olds.append(logp.detach())
-                    loss = policy_loss(logp, olds[at], batch, A[telling[at]], clip=plan.clip, length=self.length)
-                    (loss / len(asked)).backward()
+                    loss = policy_loss(logp, olds[at], batch, A, clip=plan.clip, length=_length(plan))
+                    (loss / len(drawn.found)).backward()
                 self._refuse_nan(loss, batch)
             self.torn = True
             self.optimizer.step(rate, None)
         self.torn = True
-        self.sample = rows[0].row.prompt, found[0].text, grades[0].reward
-        self.measure(grades, found, 1 - len(telling) / len(rows))
+        self.sample = drawn.prompt, drawn.found[0].text, drawn.grades[0].reward
+        self.measure(drawn.grades, drawn.found, drawn.flat)
 
     def _refuse_nan(self, loss: torch.Tensor, batch: Batch) -> None:
         gradients = [part.grad for part in self.bound.parameters() if part.grad is not None]

@@ -28,7 +28,7 @@ class Rollout:
 
 def roll_out(
     base: Base,
-    bound: Bound,
+    bound: Bound | None,
     prompts: Sequence[Sequence[int]],
     *,
     most: int,
@@ -37,7 +37,8 @@ def roll_out(
 ) -> list[Rollout]:
     """An answer of at most `most` tokens to each prompt: drawn at temperature 1, or greedy where `seed` is None.
 
-    `seed` is the run's seed and the step. `vectors`, shape (prompts, numbers), gives each prompt its own adapter.
+    Without `bound` the bare base answers. `seed` is the run's seed and the step. `vectors`, shape (prompts, numbers),
+    gives each prompt its own adapter.
     """
     sampling = GREEDY
     if seed is not None:

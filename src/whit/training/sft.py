@@ -34,6 +34,7 @@ LEARNING_RATES = {
     ("xs", "adam"): 3.5e-2,
     ("tiny", "adam"): 2.5e-2,
     ("lora", "adam"): 5e-4,
+    ("sparse", "adam"): 2.5e-2,
     ("xs", "natural"): 0.1,
     ("tiny", "natural"): 0.1,
 }

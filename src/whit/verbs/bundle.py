@@ -94,6 +94,8 @@ def _base_name(settings: BundleSettings, specials: list[Specialist]) -> str:
 def _packed(where: str, special: Specialist) -> Packed:
     from whit.bundle.pack import Packed, plain_name
 
+    if special.adapter.sparse is not None:
+        raise UsageError(f"{where}: the page runs no sparse adapters; bundle what whit export --to lora makes of it")
     folder = special.folder
     path = Path(where)
     name = plain_name(folder.resolve().name if folder else path.stem if special.adapter.spec and path.exists() else "")

@@ -184,7 +184,7 @@ def _card(
         base_licence=base.licence,
         base_parameters=base.parameters,
         payload_bytes=adapter.payload_bytes,
-        file_bytes=len(adapter.to_bytes()) if adapter.spec else 0,
+        file_bytes=len(adapter.to_bytes()) if adapter.is_compact else 0,
         instruction=settings.instruction or "",
         scorer=examiner.scorer.state,
         settings={**_published(settings), "max_tokens": examiner.max_tokens, "dtype": base.dtype},

@@ -13,13 +13,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whit.errors import DataError, UsageError
+from whit.errors import AdapterError, DataError, UsageError
 from whit.settings import BY_REWARD, TrainSettings
 from whit.talk import Talk
 from whit.verbs import common, runs
 from whit.verbs import train as supervised
 
 if TYPE_CHECKING:
+    import torch
+
+    from whit.adapters.sparse import SparseSpec
+    from whit.adapters.targets import Target
     from whit.adapters.tunable import Bound
     from whit.bases import Base
     from whit.data.splitting import Split
@@ -62,7 +66,8 @@ def train_reward(settings: TrainSettings, *, talk: Talk | None = None) -> Reward
     base, split = start.base, start.split
     examiner, reward, encoded = examine(settings, split, base)
     try:
-        fresh, numbers, kind, payload = supervised.shape_of(settings, base)
+        choose = choosing(settings, start, examiner, reward, encoded, talk)
+        fresh, numbers, kind, payload = supervised.shape_of(settings, base, choose)
         plan = plan_of(settings, kind, len(encoded), examiner.max_tokens, start.run, start.state)
         runs.make_folder(start.state)
         start.introduce(talk)
@@ -143,6 +148,38 @@ def examine(settings: TrainSettings, split: Split, base: Base) -> tuple[Examiner
     return examiner, reward, encoded
 
 
+def choosing(
+    settings: TrainSettings,
+    start: runs.Start,
+    examiner: Examiner,
+    reward: Reward,
+    encoded: Sequence[Encoded],
+    talk: Talk,
+) -> supervised.Choose:
+    """How a sparse adapter's weights are chosen: by the policy's gradient on answers of the bare base.
+
+    With --warm-start they are those of the adapter that it begins from.
+    """
+
+    def choose(targets: Sequence[Target], numbers: int) -> SparseSpec:
+        from whit.training.grpo import LEARNING_RATES, group_losses
+
+        if settings.warm_start:
+            known = common.open_specialist(settings.warm_start).adapter.sparse
+            if known is None or known.numbers != numbers:
+                raise UsageError(f"--warm-start {settings.warm_start}: no sparse adapter of {numbers:,} numbers")
+            return known
+        plan = plan_of(settings, "sparse", len(encoded), examiner.max_tokens, start.run, start.state)
+
+        def losses() -> Sequence[Callable[[], torch.Tensor]]:
+            some = -(-2 * runs.CALIBRATION // settings.samples)
+            return group_losses(start.base, encoded[:some], reward, replace(plan, optimizer="grpo"))
+
+        return runs.chosen_places(start, targets, numbers, losses, LEARNING_RATES["sparse"], talk)
+
+    return choose
+
+
 def epochs_of(settings: TrainSettings, rows: int) -> float:
     """Passes over the training rows' prompts."""
     return settings.epochs or min(12.0, max(1.0, _PROMPTS_SEEN / rows))
@@ -157,7 +194,9 @@ def plan_of(settings: TrainSettings, kind: str, rows: int, most: int, run: str, 
 
     evolves = settings.optimizer in ("es", "cma")
     if evolves and kind == "lora":
-        raise UsageError(f"--optimizer {settings.optimizer} works on vector adapters (tiny, xs); use grpo for lora")
+        raise UsageError(
+            f"--optimizer {settings.optimizer} is for vector adapters (tiny, xs, sparse); use grpo for lora"
+        )
     if settings.optimizer == "es" and settings.population % 2:
         raise UsageError(f"--population {settings.population}: es needs an even number, for its noise comes in pairs")
     rate = settings.learning_rate or (LEARNING_RATE if evolves else LEARNING_RATES[kind])
@@ -196,10 +235,25 @@ def train_seeds(
 
     def one(bound: Bound, plan: RewardPlan, name: str) -> Rewarded:
         if settings.warm_start:
-            bound.load(common.open_specialist(settings.warm_start).adapter)
+            warm_up(bound, settings.warm_start, examiner.base)
         return _train_one(name, examiner, reward, bound, encoded, split, plan, settings.validation_rows, talk)
 
     return runs.best_of_seeds(settings, plan, fresh, one, lambda found: found.trained, talk)
+
+
+def warm_up(bound: Bound, where: str, base: Base) -> None:
+    """Begin from an adapter that is there. Raises `AdapterError`; `UsageError` where it is of another kind or size."""
+    from whit.adapters.tunable import BoundBasis
+
+    adapter = common.open_specialist(where).adapter
+    adapter.check_fits(base, bound.basis if isinstance(bound, BoundBasis) and adapter.spec == bound.spec else None)
+    try:
+        bound.load(adapter)
+    except AdapterError as error:
+        raise UsageError(
+            f"--warm-start {where[:200]}: a {adapter.kind} adapter of {adapter.numbers:,} numbers, and this run trains "
+            f"{bound.numbers:,}; give the same --kind, --numbers, --rank and --groups as it was trained with ({error})"
+        ) from error
 
 
 def _train_one(

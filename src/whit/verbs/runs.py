@@ -21,7 +21,11 @@ from whit.talk import Talk, clock, size
 from whit.verbs import common
 
 if TYPE_CHECKING:
+    import torch
+
     from whit.adapters.adapter import Adapter
+    from whit.adapters.sparse import SparseSpec
+    from whit.adapters.targets import Target
     from whit.adapters.tunable import Bound
     from whit.bases import Base
     from whit.evaluation.card import Card
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from whit.evaluation.report import Extra
     from whit.training.loop import Pace, Trained
 
+CALIBRATION = 128  # rows or answers at most by which a sparse adapter's weights are chosen
 _STATE = "state"
 # Rows and base are known by their content, wherever they lie.
 _NOT_PART_OF_A_RUN = (
@@ -134,6 +139,31 @@ def best_of_seeds(
             best = found
     assert best is not None
     return best, scores
+
+
+def chosen_places(
+    start: Start,
+    targets: Sequence[Target],
+    numbers: int,
+    losses: Callable[[], Sequence[Callable[[], torch.Tensor]]],
+    rate: float,
+    talk: Talk,
+) -> SparseSpec:
+    """The weights of a sparse adapter: those that this run chose already, or chosen now and kept with its state."""
+    import numpy as np
+
+    from whit.adapters.adapter import Adapter
+    from whit.files import atomic_write
+    from whit.training.sparse import find_places
+
+    kept = start.state / f"places-{start.run[:16]}.whit"
+    known = Adapter.load(kept).sparse if kept.is_file() else None
+    if known is not None:
+        return known
+    with talk.task(f"Choosing {numbers:,} weights"):
+        spec = find_places(start.base, targets, numbers, losses(), rate=rate)
+    atomic_write(kept, Adapter.from_sparse(spec, np.zeros(numbers, np.float32), start.base).to_bytes())
+    return spec
 
 
 def out_folder(settings: TrainSettings) -> Path:

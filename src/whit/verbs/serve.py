@@ -116,6 +116,7 @@ def service(settings: ServeSettings, store: Store | None, talk: Talk) -> Iterato
     )
     worker = Worker(scheduler, on_error=lambda error: _log({"error": f"{type(error).__name__}: {error}"}))
     limits = Limits(answer_seconds=settings.timeout)
+        int8=settings.int8,
     made = Service(
         base, worker, Models(name, pool, store), store, Metrics(), _log, limits, settings.log_prompts,
         ready=lambda: worker.alive,

@@ -42,9 +42,8 @@ class ShowResult:
     def to_text(self) -> str:
         """For people."""
         about, lines = self.about, []
-        lines.append(
-            f"{about['kind']} adapter of {about['numbers']:,} numbers ({about['number_type']}, rank {about['rank']})"
-        )
+        rank = f", rank {about['rank']}" if "rank" in about else ""
+        lines.append(f"{about['kind']} adapter of {about['numbers']:,} numbers ({about['number_type']}{rank})")
         lines.append(f"payload  {size(about['payload_bytes'])}, file {size(self.file_bytes)}")
         card = self.card
         name = f"{card['base']} " if card else ""
@@ -69,8 +68,8 @@ def show(settings: ShowSettings, *, talk: Talk | None = None) -> ShowResult:
     """Describe an adapter. Raises `UsageError` where a QR code is asked for and cannot hold it."""
     special = common.open_specialist(settings.adapter)
     adapter = special.adapter
-    text = adapter.to_text() if adapter.spec else None
-    if adapter.spec:
+    text = adapter.to_text() if adapter.is_compact else None
+    if adapter.is_compact:
         file_bytes = len(adapter.to_bytes())
     else:
         folder = special.folder or Path(settings.adapter)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from whit.errors import UsageError
 from whit.settings import BY_REWARD, TrainSettings, as_plain
@@ -21,16 +21,23 @@ from whit.talk import Talk, clock, size
 from whit.verbs import common, runs
 
 if TYPE_CHECKING:
+    import torch
+
     from whit.adapters.adapter import Adapter
+    from whit.adapters.sparse import SparseSpec
+    from whit.adapters.targets import Target
     from whit.adapters.tunable import Bound
     from whit.bases import Base
     from whit.data.splitting import Split
     from whit.data.templates import Encoded
     from whit.evaluation.proof import Examiner
+    from whit.training.batching import Batch
     from whit.training.loop import Trained
     from whit.training.parallel import Team
     from whit.training.sft import Plan
 
+#: How a sparse adapter's weights are chosen: given the targets and how many.
+Choose: TypeAlias = "Callable[[Sequence[Target], int], SparseSpec]"
 _ROWS_SEEN = 4000
 
 
@@ -75,7 +82,7 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     start = runs.start(settings, talk)
     base, split = start.base, start.split
     examiner, encoded = examine(settings, split, base)
-    fresh, numbers, kind, payload = shape_of(settings, base)
+    fresh, numbers, kind, payload = shape_of(settings, base, choosing(settings, start, encoded, talk))
     plan = plan_of(settings, kind, len(encoded), start.run, start.state)
     runs.make_folder(start.state)
     start.introduce(talk)
@@ -127,16 +134,43 @@ def examine(settings: TrainSettings, split: Split, base: Base) -> tuple[Examiner
     return examiner, encoded
 
 
-def shape_of(settings: TrainSettings, base: Base) -> tuple[Callable[[int], Bound], int, str, int]:
-    """How to make the untrained adapter of a seed, its numbers, its kind and its payload in bytes."""
+def choosing(settings: TrainSettings, start: runs.Start, encoded: Sequence[Encoded], talk: Talk) -> Choose:
+    """How a sparse adapter's weights are chosen: by the gradient of the loss on training rows."""
+
+    def losses() -> list[Callable[[], torch.Tensor]]:
+        from whit.training.batching import collate, order
+
+        lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in encoded]
+        steps = order(lengths, settings.batch, seed=settings.seed, epoch=0)[: -(-runs.CALIBRATION // settings.batch)]
+        batches = [collate([encoded[place] for place in places]) for places in steps]
+        return [functools.partial(mean_loss, batch) for batch in batches]
+
+    def mean_loss(batch: Batch) -> torch.Tensor:
+        from whit.training.sft import loss_of
+
+        return loss_of(start.base, batch).mean()
+
+    def choose(targets: Sequence[Target], numbers: int) -> SparseSpec:
+        return runs.chosen_places(start, targets, numbers, losses, rate_of(settings, "sparse"), talk)
+
+    return choose
+
+
+def shape_of(
+    settings: TrainSettings, base: Base, choose: Choose | None = None
+) -> tuple[Callable[[int], Bound], int, str, int]:
+    """How to make the untrained adapter of a seed, its numbers, its kind and its payload in bytes.
+
+    `choose` finds the weights of a sparse adapter, when the first one is made; its payload is an estimate.
+    """
     from whit.adapters.compact import NUMBER_TYPES
     from whit.adapters.targets import all_targets, select_targets
     from whit.adapters.tunable import tune_lora, tune_vector
     from whit.adapters.vector import tiny_spec, xs_spec
 
     kind = settings.kind or ("tiny" if settings.numbers or settings.groups else default_kind(base))
-    if settings.numbers and kind != "tiny":
-        raise UsageError(f"--numbers sets the size of a tiny adapter; with --kind {kind} use --rank")
+    if settings.numbers and kind not in ("tiny", "sparse"):
+        raise UsageError(f"--numbers sets the size of a tiny or sparse adapter; with --kind {kind} use --rank")
     every = all_targets(name for name, _ in base.model.named_modules())
     targets = select_targets(every, settings.targets)
     indices = [target.index for target in targets]
@@ -151,16 +185,49 @@ def shape_of(settings: TrainSettings, base: Base) -> tuple[Callable[[int], Bound
             return tune_lora(base, targets, rank=rank, alpha=alpha, dropout=settings.dropout, seed=seed)
 
         return fresh, numbers, kind, numbers * 2
+    width = NUMBER_TYPES[settings.number_type]
+    if kind == "sparse":
+        return (*sparse_shape(settings, base, targets, choose), kind, sparse_bytes(settings, base, targets, width))
     if kind == "tiny":
         spec = tiny_spec(indices, settings.numbers or 13, rank=settings.rank or 2, groups=settings.groups)
     else:
         spec = xs_spec(indices, settings.rank or 2)
-    width = NUMBER_TYPES[settings.number_type]
 
     def fresh_vector(seed: int) -> Bound:
         return tune_vector(base, spec, number_type=settings.number_type)
 
     return fresh_vector, spec.numbers, kind, spec.numbers * width
+
+
+def sparse_shape(
+    settings: TrainSettings, base: Base, targets: Sequence[Target], choose: Choose | None
+) -> tuple[Callable[[int], Bound], int]:
+    """How to make an untrained sparse adapter, and its numbers. Raises `UsageError`."""
+    from whit.adapters.tunable import tune_sparse
+
+    numbers = settings.numbers
+    if numbers is None or settings.rank or settings.groups:
+        raise UsageError("--kind sparse moves single weights: say how many with --numbers, without --rank or --groups")
+    if choose is None:
+        raise UsageError("a sparse adapter's weights are chosen by whit train alone; choose another --kind")
+    weights = sum(base.model.get_submodule(target.name).weight.numel() for target in targets)
+    if numbers > weights:
+        raise UsageError(f"--numbers {numbers}: these modules have {weights:,} weights")
+
+    def fresh(seed: int) -> Bound:
+        return tune_sparse(base, choose(targets, numbers), number_type=settings.number_type)
+
+    return fresh, numbers
+
+
+def sparse_bytes(settings: TrainSettings, base: Base, targets: Sequence[Target], width: int) -> int:
+    """The payload that so many numbers are likely to take, places included."""
+    from whit.adapters.sparse import encode
+
+    stride = max(base.model.get_submodule(target.name).weight.numel() for target in targets)
+    numbers = settings.numbers or 1
+    step = max(1, (targets[-1].index + 1) * stride // numbers)
+    return len(encode(tuple(range(step - 1, step * numbers, step)))[1]) + numbers * width
 
 
 def default_kind(base: Base) -> str:
@@ -175,17 +242,12 @@ def epochs_of(settings: TrainSettings, rows: int) -> float:
 
 def plan_of(settings: TrainSettings, kind: str, rows: int, run: str, state: Path) -> Plan:
     """How supervised training goes for these settings. Raises `UsageError`."""
-    from whit.training.sft import LEARNING_RATES, Plan
+    from whit.training.sft import Plan
 
-    rate = settings.learning_rate or LEARNING_RATES.get((kind, settings.optimizer))
-    if rate is not None and rate < 0:
-        raise UsageError(f"--learning-rate {rate:g}: must be above 0")
-    if rate is None:
-        raise UsageError(f"--optimizer {settings.optimizer} works on vector adapters (tiny, xs); use adam for {kind}")
     return Plan(
         epochs=epochs_of(settings, rows),
         batch=settings.batch,
-        learning_rate=rate,
+        learning_rate=rate_of(settings, kind),
         accumulate=settings.accumulate,
         warmup=settings.warmup,
         optimizer=settings.optimizer,
@@ -195,6 +257,18 @@ def plan_of(settings: TrainSettings, kind: str, rows: int, run: str, state: Path
         run=run,
         checkpoint=state / "run.safetensors",
     )
+
+
+def rate_of(settings: TrainSettings, kind: str) -> float:
+    """The peak rate of supervised training. Raises `UsageError`."""
+    from whit.training.sft import LEARNING_RATES
+
+    rate = settings.learning_rate or LEARNING_RATES.get((kind, settings.optimizer))
+    if rate is not None and rate < 0:
+        raise UsageError(f"--learning-rate {rate:g}: must be above 0")
+    if rate is None:
+        raise UsageError(f"--optimizer {settings.optimizer} works on vector adapters (tiny, xs); use adam for {kind}")
+    return rate
 
 
 def announce(
