@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_BASE = "smollm2"
-KINDS = ("xs", "tiny", "lora", "auto")
+KINDS = ("xs", "tiny", "lora", "sparse", "auto")
 BY_REWARD = ("grpo", "dr-grpo", "es", "cma")
 OPTIMIZERS = ("adam", "natural", *BY_REWARD)
 DTYPES = ("auto", "float32", "bfloat16")
@@ -63,7 +63,9 @@ class TrainSettings(DataColumns):
         choices=KINDS,
     )
     rank: int | None = option(None, "Rank r of the adapter (default: xs and tiny 2, lora 8).", least=1, most=64)
-    numbers: int | None = option(None, "How many numbers to train, exactly (makes the kind `tiny`).", least=1)
+    numbers: int | None = option(
+        None, "How many numbers to train, exactly (makes the kind `tiny`, unless it is sparse).", least=1
+    )
     groups: int | None = option(None, "tiny: how many groups of modules share a vector.", least=1)
     alpha: float | None = option(None, "lora: scale alpha (default: twice the rank).")
     dropout: float = option(0.0, "lora: dropout.", least=0.0, most=0.9)
@@ -383,9 +385,9 @@ class ServeSettings:
     drain: float = option(30.0, "Seconds that answers under way are given when the server is stopped.", least=0)
     connections: int = option(1000, "Most connections at once.", least=1)
     prefix_mb: int = option(256, "Megabytes kept of prompts that others begin like.", least=1)
+    int8: bool = option(False, "Compute the base in 8 bits: several times as fast on a CPU, nearly the same answers.")
     log_prompts: bool = option(False, "Write prompts into the log.")
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
-    int8: bool = option(False, "Compute the base in 8 bits: several times as fast on a CPU, nearly the same answers.")
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
 
 

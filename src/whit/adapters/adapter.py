@@ -1,6 +1,6 @@
 """An adapter as users hold it: read from a file, a folder or its text form, shown, saved, applied to a base.
 
-Vector adapters (`tiny`, `xs`) are compact files; `lora` adapters are PEFT folders. A folder made by
+Vector adapters (`tiny`, `xs`) and `sparse` ones are compact files; `lora` adapters are PEFT folders. A folder made by
 `whit train` holds either, with the card beside it. Pickled files (.bin, .pt, .pkl …) are refused outright.
 Promises that an adapter of another base or basis is refused with the reason. Knows nothing of training.
 """
@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whit.adapters import compact
+from whit.adapters.learned import look_beside
+from whit.adapters.sparse import SparseSpec, encode
 from whit.adapters.vector import VectorSpec
 from whit.errors import AdapterError, DamagedAdapter, WrongBase, WrongBasis
 from whit.files import atomic_write
@@ -33,8 +35,9 @@ _LARGEST_FILE = 64 << 20
 class Adapter:
     """What tuning makes.
 
-    `kind` is `tiny`, `xs` or `lora`; `base` and `basis` are fingerprints (16 or more hex characters; `basis` is
-    empty for `lora`). Exactly one of `vector` (float32, shape (numbers,), with its `spec`) and `lora` is set.
+    `kind` is `tiny`, `xs`, `sparse` or `lora`; `base` and `basis` are fingerprints (16 or more hex characters; `basis`
+    is empty for `sparse` and `lora`). Exactly one of `vector` (float32, shape (numbers,)) and `lora` is set; with the
+    vector comes its `spec` or, of a sparse adapter, `sparse`.
     """
 
     kind: str
@@ -45,6 +48,7 @@ class Adapter:
     number_type: str = "bfloat16"
     layers: int = 0
     lora: LoraWeights | None = None
+    sparse: SparseSpec | None = None
 
     @classmethod
     def from_vector(
@@ -62,9 +66,20 @@ class Adapter:
         )
 
     @classmethod
+    def from_sparse(
+        cls, spec: SparseSpec, vector: NDArray[np.float32], base: Base, *, number_type: str = "bfloat16"
+    ) -> Adapter:
+        """A sparse adapter of `base`; the numbers are rounded as they will be stored."""
+        layers = int(base.model.config.num_hidden_layers)
+        held = compact.round_to(vector, number_type)
+        return cls("sparse", base.fingerprint, "", None, held, number_type, layers, sparse=spec)
+
+    @classmethod
     def from_bytes(cls, content: bytes) -> Adapter:
         """Read a compact file's bytes. Raises `DamagedAdapter`."""
         held = compact.unpack(content)
+        if isinstance(held.spec, SparseSpec):
+            return cls("sparse", held.base, "", None, held.vector, held.number_type, held.layers, sparse=held.spec)
         return cls(held.spec.kind, held.base, held.basis, held.spec, held.vector, held.number_type, held.layers)
 
     @classmethod
@@ -85,6 +100,7 @@ class Adapter:
             raise DamagedAdapter(
                 f"{path}: pickled files can run code when read and are refused; convert it to safetensors"
             )
+        look_beside(path if path.is_dir() else path.parent)
         if path.is_dir():
             return cls._from_folder(path)
         if not path.is_file():
@@ -115,11 +131,20 @@ class Adapter:
     @property
     def numbers(self) -> int:
         """How many trained numbers it has."""
-        return self.spec.numbers if self.spec else self._weights.numbers
+        shape = self.spec or self.sparse
+        return shape.numbers if shape else self._weights.numbers
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether it has a compact file and a text form: every kind but `lora`."""
+        return self.vector is not None
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of the trained numbers alone."""
+        """Bytes of the trained numbers alone, and for `sparse` of their places."""
+        if self.sparse:
+            places = len(encode(self.sparse.places)[1])
+            return places + self.numbers * compact.NUMBER_TYPES[self.number_type]
         if self.spec:
             return self.numbers * compact.NUMBER_TYPES[self.number_type]
         return self._weights.payload_bytes
@@ -127,15 +152,16 @@ class Adapter:
     @property
     def _weights(self) -> LoraWeights:
         if self.lora is None:
-            raise AdapterError(f"this {self.kind} adapter holds neither a vector nor LoRA weights")
+            raise AdapterError(f"this {self.kind} adapter holds no LoRA weights")
         return self.lora
 
     def to_bytes(self) -> bytes:
         """The compact file. Raises `AdapterError` for `lora`, which is a PEFT folder instead."""
-        if self.spec is None or self.vector is None:
+        shape = self.spec or self.sparse
+        if shape is None or self.vector is None:
             raise AdapterError("a lora adapter has no compact file; save it as a folder")
         return compact.pack(
-            self.spec,
+            shape,
             self.vector,
             number_type=self.number_type,
             base=self.base,
@@ -165,7 +191,8 @@ class Adapter:
         if basis is not None and not basis.fingerprint.startswith(self.basis[:16]):
             raise WrongBasis(
                 f"this adapter moves along the basis {self.basis[:16]}, but that of {base.name} at rank {basis.rank} "
-                f"is {basis.fingerprint[:16]}; it was made by another version of whit's rules"
+                f"is {basis.fingerprint[:16]}; it was made by another version of whit's rules, or along a "
+                "learned basis whose file (basis.whit) is not at hand: put it beside the adapter"
             )
 
     def describe(self) -> dict[str, Any]:
@@ -177,6 +204,8 @@ class Adapter:
         }
         if self.spec:
             about |= {"rank": self.spec.rank, "groups": self.spec.groups, "modules": len(self.spec.targets)}
+        elif self.sparse:
+            about |= {"modules": len(self.sparse.targets)}
         else:
             about |= {"rank": self._weights.rank, "alpha": self._weights.alpha}
         return about | {"base": self.base, "basis": self.basis, "number_type": self.number_type}

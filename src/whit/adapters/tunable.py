@@ -1,7 +1,7 @@
 """What training tunes and decoding runs: an adapter bound to a model, whatever its kind.
 
-`bind` gives a `Bound` for any adapter; `tune_vector` and `tune_lora` give one that starts from nothing. All have
-the same few members, so that neither training nor decoding asks what kind it holds. Knows nothing of data.
+`bind` gives a `Bound` for any adapter; `tune_vector`, `tune_sparse` and `tune_lora` give one that starts from nothing.
+All have the same few members, so that neither training nor decoding asks what kind it holds. Knows nothing of data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from torch import nn
 from whit.adapters.adapter import Adapter
 from whit.adapters.basis import Basis, basis_of
 from whit.adapters.layer import Slots
+from whit.adapters.learned import named_by
 from whit.adapters.lora import LoraWeights
+from whit.adapters.sparse import SparseSpec
+from whit.adapters.sparse_layer import SparseSlots
 from whit.adapters.targets import Target
 from whit.adapters.vector import Expansion, VectorSpec
 from whit.errors import AdapterError, UsageError
@@ -57,20 +60,20 @@ class Bound(ABC):
 
 
 class BoundVector(Bound):
-    """A `tiny` or `xs` adapter: one vector for all rows, or one for each."""
+    """An adapter that is one vector v for all rows of a batch, or one for each: `tiny`, `xs` and `sparse`."""
 
-    def __init__(self, base: Base, basis: Basis, spec: VectorSpec, *, number_type: str = "bfloat16") -> None:
-        self.spec, self.basis = spec, basis
-        self._number_type = number_type
-        device = str(next(base.model.parameters()).device)
-        self.expansion = Expansion(spec, device=device)
-        self.slots = Slots(base.model, basis, spec.targets)
-        self.v = nn.Parameter(torch.zeros(spec.numbers, device=device))
+    def __init__(self, numbers: int, device: torch.device, number_type: str) -> None:
+        self.v = nn.Parameter(torch.zeros(numbers, device=device))
+        self.number_type = number_type
+
+    @abstractmethod
+    def using(self, v: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        """A block in which v, (numbers,) or (rows, numbers), is applied."""
 
     @property
     def numbers(self) -> int:
         """How many numbers it trains."""
-        return self.spec.numbers
+        return self.v.numel()
 
     def parameters(self) -> list[nn.Parameter]:
         """The vector."""
@@ -79,29 +82,78 @@ class BoundVector(Bound):
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Every row of a batch gets this adapter's own vector."""
-        with self.slots.using(self.expansion(self.v)):
+        with self.using(self.v):
             yield
 
     @contextlib.contextmanager
     def rows(self, vectors: torch.Tensor) -> Iterator[None]:
         """Row i of a batch gets `vectors[i]`; shape (rows, numbers). Gradients flow to each row's own vector."""
-        with self.slots.using(self.expansion(vectors)):
+        with self.using(vectors):
             yield
-
-    def export(self) -> Adapter:
-        """The adapter as it would be stored."""
-        return Adapter.from_vector(self.spec, self.vector(), self.basis, number_type=self._number_type)
 
     def vector(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         """A copy of v, float32, shape (numbers,)."""
         return self.v.detach().cpu().numpy().astype(np.float32, copy=True)
 
+    @abstractmethod
+    def fits(self, adapter: Adapter) -> bool:
+        """Whether the adapter's vector means here what it means there."""
+
     def load(self, adapter: Adapter) -> None:
         """Take over the vector of an adapter of the same shape."""
-        if adapter.spec != self.spec or adapter.vector is None:
+        if adapter.vector is None or not self.fits(adapter):
             raise AdapterError("the adapter has another shape than the one it is loaded into")
         with torch.no_grad():
             self.v.copy_(torch.from_numpy(adapter.vector))
+
+
+class BoundBasis(BoundVector):
+    """A `tiny` or `xs` adapter, along a basis."""
+
+    def __init__(self, base: Base, basis: Basis, spec: VectorSpec, *, number_type: str = "bfloat16") -> None:
+        device = next(base.model.parameters()).device
+        super().__init__(spec.numbers, device, number_type)
+        self.spec, self.basis = spec, basis
+        learned = basis.learned.projections(spec) if basis.learned is not None else None
+        self.expansion = Expansion(spec, device=str(device), projection=learned)
+        self.slots = Slots(base.model, basis, spec.targets)
+
+    def using(self, v: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        """A block in which v, (numbers,) or (rows, numbers), is applied."""
+        return self.slots.using(self.expansion(v))
+
+    def export(self) -> Adapter:
+        """The adapter as it would be stored."""
+        return Adapter.from_vector(self.spec, self.vector(), self.basis, number_type=self.number_type)
+
+    def fits(self, adapter: Adapter) -> bool:
+        """Whether it is of the same shape."""
+        return adapter.spec == self.spec
+
+    def detach(self) -> None:
+        """Put the bare linear layers back."""
+        self.slots.detach()
+
+
+class BoundSparse(BoundVector):
+    """A `sparse` adapter: v is added to single weights."""
+
+    def __init__(self, base: Base, spec: SparseSpec, *, number_type: str = "bfloat16") -> None:
+        super().__init__(spec.numbers, next(base.model.parameters()).device, number_type)
+        self.base, self.spec = base, spec
+        self.slots = SparseSlots(base.model, spec)
+
+    def using(self, v: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        """A block in which v, (numbers,) or (rows, numbers), is applied."""
+        return self.slots.using(v)
+
+    def export(self) -> Adapter:
+        """The adapter as it would be stored."""
+        return Adapter.from_sparse(self.spec, self.vector(), self.base, number_type=self.number_type)
+
+    def fits(self, adapter: Adapter) -> bool:
+        """Whether it moves the same weights."""
+        return adapter.sparse == self.spec
 
     def detach(self) -> None:
         """Put the bare linear layers back."""
@@ -216,18 +268,25 @@ def tune_lora(
     return BoundLora(base, rank, alpha, dropout, targets, seed)
 
 
-def tune_vector(base: Base, spec: VectorSpec, *, number_type: str = "bfloat16") -> BoundVector:
+def tune_sparse(base: Base, spec: SparseSpec, *, number_type: str = "bfloat16") -> BoundSparse:
+    """A fresh sparse adapter, v = 0. Raises `AdapterError` where the base has no such weights."""
+    return BoundSparse(base, spec, number_type=number_type)
+
+
+def tune_vector(base: Base, spec: VectorSpec, *, number_type: str = "bfloat16") -> BoundBasis:
     """A fresh vector adapter, v = 0: the model is the bare base until a step is taken."""
-    return BoundVector(base, basis_of(base, spec.rank), spec, number_type=number_type)
+    return BoundBasis(base, basis_of(base, spec.rank), spec, number_type=number_type)
 
 
 def bind(base: Base, adapter: Adapter) -> Bound:
     """Put an adapter in its place. Raises `WrongBase` or `WrongBasis` where it does not fit."""
     adapter.check_fits(base)
     if adapter.spec is not None:
-        basis = basis_of(base, adapter.spec.rank)
+        basis = named_by(adapter.basis, basis_of(base, adapter.spec.rank))
         adapter.check_fits(base, basis)
-        bound: Bound = BoundVector(base, basis, adapter.spec, number_type=adapter.number_type)
+        bound: Bound = BoundBasis(base, basis, adapter.spec, number_type=adapter.number_type)
+    elif adapter.sparse is not None:
+        bound = BoundSparse(base, adapter.sparse, number_type=adapter.number_type)
     else:
         from whit.adapters.targets import all_targets
 
