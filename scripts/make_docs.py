@@ -30,6 +30,8 @@ ABOUT = {
     "LICENSE": "Apache License 2.0",
     "engine/Cargo.lock": "the engine's dependencies: none but itself",
     "engine/Cargo.toml": "how the engine is built",
+    "examples/sensitive-later.jsonl": "held-out sentences with marked health, belief and the like, of other templates",
+    "examples/sensitive.jsonl": "sentences with marked health, belief and the like, written for this project",
     "examples/tickets-later.jsonl": "100 tickets that came in later, for `whit eval`",
     "examples/tickets.jsonl": "440 support tickets with the wanted JSON, written for this project",
     "models/tokenizer.json": "the tokenizer of eeny and meeny",

@@ -59,7 +59,8 @@ def test_flipped_rows_are_found_and_named(found: tuple[CheckResult, Path], noisy
     worst = [suspect.row.id for suspect in report.worst]
     trained = load_card(Path(report.adapter) / "card.json").data.train
     assert len(worst) == round(0.1 * trained) and report.rows == trained
-    assert sum(identity in bad for identity in worst) >= 0.5 * len(worst)
+    # Three times as many as chance would bring; an adapter with more numbers than rows learns some by heart.
+    assert sum(identity in bad for identity in worst) >= 3 * len(worst) * FLIPPED / 300
     first = report.worst[0]
     assert first.cause == "wrong-label" and first.row.completion not in first.answer and first.removed
     assert all(one.doubt >= two.doubt for one, two in zip(report.worst, report.worst[1:], strict=False))
