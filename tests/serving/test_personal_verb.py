@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,46 @@ def test_what_cannot_be_is_told(base: Any, ratings: Path, tmp_path: Path) -> Non
         train_personal(TrainSettings(data=ratings, per="user", kind="lora"))
     with pytest.raises(DataError, match="customer"):
         train_personal(TrainSettings(data=ratings, per="customer", out=tmp_path / "none"))
+
+
+def test_a_learned_basis_goes_wherever_the_adapters_go(base: Any, ratings: Path, tmp_path: Path) -> None:
+    from whit.adapters import learned
+    from whit.errors import AdapterError
+    from whit.settings import EvalSettings, RunSettings, StoreSettings
+    from whit.verbs.evaluate import evaluate
+    from whit.verbs.run import run
+    from whit.verbs.store import store as command
+
+    with pytest.raises(UsageError, match="--learn-basis"):
+        train_personal(settings(base, ratings, tmp_path / "out", learn_basis=True))
+    wanted = replace(
+        settings(base, ratings, tmp_path / "out", learn_basis=True), kind="tiny", numbers=2, groups=1, epochs=2.0
+    )
+    about = train_personal(wanted).to_json()
+    found = learned.LearnedBasis.load(tmp_path / "out" / "basis.whit")
+    assert about["basis"] == {"fingerprint": found.fingerprint, "bytes": len(found.to_bytes())}
+    name = next(each["adapter"] for each in about["users"] if each["user"] == "ann")
+    where = f"{tmp_path / 'out' / 'adapters.db'}#{name}"
+
+    def forget() -> None:
+        learned._known.clear()
+        learned._cached(found.fingerprint).unlink(missing_ok=True)
+
+    forget()
+    said = run(RunSettings(adapter=where, prompt="card", dtype="float32", max_tokens=4)).answers
+    result = evaluate(EvalSettings(adapter=where, data=ratings, dtype="float32", max_tokens=2, score="exact"))
+    assert result.result.rows == 72
+    # Into another store, and out of it again as a whole: the basis goes along.
+    one, two, export = str(tmp_path / "one.db"), str(tmp_path / "two.db"), str(tmp_path / "all.jsonl")
+    command(StoreSettings(action="add", words=("ann", where), store=one))
+    command(StoreSettings(action="export", words=(export,), store=one))
+    command(StoreSettings(action="import", words=(export,), store=two))
+    forget()
+    assert run(RunSettings(adapter=f"{two}#ann", base=str(base.path), prompt="card", dtype="float32", max_tokens=4)
+               ).answers == said  # fmt: skip
+    with open_store(two) as store:
+        store.remove(f"basis/{found.fingerprint[:16]}", by="test")
+        shown = from_payload(store.find("ann").payload)
+    forget()
+    with pytest.raises(AdapterError, match=r"basis\.whit"):
+        run(RunSettings(adapter=shown.to_text(), base=str(base.path), prompt="card", dtype="float32"))

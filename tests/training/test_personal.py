@@ -13,7 +13,7 @@ import torch
 
 from whit.adapters.targets import all_targets
 from whit.adapters.tunable import tune_vector
-from whit.adapters.vector import xs_spec
+from whit.adapters.vector import tiny_spec, xs_spec
 from whit.data.rows import Row, Turn
 from whit.data.templates import encode_rows
 from whit.errors import TrainingError
@@ -114,3 +114,47 @@ def test_nothing_to_learn_from_and_nan_are_told(base: Any, bound: Any, rows: Any
     monkeypatch.setattr(personal, "loss_of", lambda base, batch: real(base, batch) * math.nan)
     with pytest.raises(TrainingError, match="ann-0"):
         train_personal(base, bound, train, users, train, users, PLAN)
+
+
+def test_a_basis_is_learned_for_all(base: Any, rows: Any) -> None:
+    """Along learned directions two numbers say what along drawn ones they cannot; the file gives the same answers."""
+    from whit.adapters import learned
+    from whit.adapters.adapter import Adapter
+    from whit.adapters.basis import basis_of
+    from whit.adapters.tunable import bind
+
+    train, users = rows(WORDS, 12)
+    held, held_users = rows(WORDS, 6, 12)
+    indices = [target.index for target in all_targets(name for name, _ in base.model.named_modules())]
+    losses, found = {}, None
+    for epochs in (0.0, 15.0):
+        bound = tune_vector(base, tiny_spec(indices, 2, groups=1), number_type="float32")
+        try:
+            found = train_personal(
+                base, bound, train, users, held, held_users, replace(PLAN, basis_epochs=epochs, basis_rate=0.1)
+            )
+            own = torch.from_numpy(np.stack([found.vector(user) for user in held_users]))
+            losses[epochs] = mean_loss(base, bound, held, own, 12)
+            assert bound.basis.learned is found.basis
+        finally:
+            bound.detach()
+    assert losses[15.0] < 0.95 * losses[0.0]
+    assert found is not None and found.basis is not None
+    assert found.basis.P.shape == (len(indices), 2, 2, 2) and len(found.basis.to_bytes()) < 1000
+    spec = tiny_spec(indices, 2, groups=1)
+    adapter = Adapter.from_vector(spec, found.vector("ann"), found.basis.on(basis_of(base, 2)), number_type="float32")
+    learned.remember(found.basis)
+    back = bind(base, Adapter.from_bytes(adapter.to_bytes()))
+    try:
+        mine = [row for row, user in zip(held, held_users, strict=True) if user == "ann"]
+        vectors = torch.from_numpy(found.vector("ann")).expand(len(mine), -1)
+        with_file = mean_loss(base, back, mine, vectors, 12)
+    finally:
+        back.detach()
+    assert with_file == pytest.approx(losses[15.0], rel=0.5)
+
+
+def test_only_tiny_adapters_have_a_basis_to_learn(base: Any, bound: Any, rows: Any) -> None:
+    train, users = rows(WORDS, 2)
+    with pytest.raises(TrainingError, match="tiny"):
+        train_personal(base, bound, train, users, train, users, replace(PLAN, basis_epochs=1.0))

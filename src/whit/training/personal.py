@@ -3,7 +3,11 @@
 First the shared vector is trained on everyone's rows; then, with it held, rows of many users share batches and each
 row's gradient goes to its own user's d. How far d counts is chosen on validation: w(n) = n / (n + k) for a user with n
 rows, with k from `SHRINKAGES` (the form of an empirical-Bayes estimate; k = infinity is the shared adapter for all). A
-user with few rows stays near the shared vector, one with none has it. Knows nothing of splits, verdicts or files.
+user with few rows stays near the shared vector, one with none has it.
+
+Optionally the directions come first: P, drawn at random otherwise, is trained on everybody's rows together with a
+vector for each user, then rounded as it is stored and held, and the two phases above begin anew along it: a user who
+comes later finds what those who were there found. Knows nothing of splits, verdicts or files.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from whit.adapters.tunable import BoundVector
+from whit.adapters.learned import LearnedBasis
+from whit.adapters.tunable import BoundBasis, BoundVector
 from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import TrainingError
@@ -31,8 +36,13 @@ _BETAS, _EPSILON, _CLIP = (0.9, 0.99), 1e-8, 1.0
 
 @dataclass(frozen=True)
 class PersonalPlan:
-    """How a run proceeds: passes over the rows for the shared vector and for the users', rows a step, peak rates."""
+    """How a run proceeds: passes over the rows for the shared vector and for the users', rows a step, peak rates.
 
+    `basis_epochs` above 0 are passes in which P is learned first, at `basis_rate`.
+    """
+
+    basis_epochs: float = 0.0
+    basis_rate: float = 2e-2
     shared_epochs: float = 3.0
     epochs: float = 3.0
     batch: int = 16
@@ -46,7 +56,8 @@ class PersonalPlan:
 class Personal:
     """What was trained: `shared` (numbers,), `own` (users, numbers) unshrunk, and the shrinkage k that was chosen.
 
-    `losses` is the mean validation loss of an answer's token, in nats, for each k that was tried.
+    `losses` is the mean validation loss of an answer's token, in nats, for each k that was tried. `basis` is what was
+    learned for them all to move along, where it was.
     """
 
     users: tuple[str, ...]
@@ -57,6 +68,7 @@ class Personal:
     losses: Mapping[float, float]
     steps: int
     seconds: float
+    basis: LearnedBasis | None = None
 
     def vector(self, user: str) -> NDArray[np.float32]:
         """A user's vector; the shared one for a user who was not there."""
@@ -99,6 +111,11 @@ def train_personal(
     shared = torch.zeros(1, bound.numbers, device=device)
     own = torch.zeros(len(names), bound.numbers, device=device)
     nobody = torch.zeros_like(whose)
+    learned, zeroth = None, 0
+    if plan.basis_epochs > 0:
+        if not isinstance(bound, BoundBasis):
+            raise TrainingError("only tiny adapters move along a basis that can be learned")
+        learned, zeroth = _learn_basis(base, bound, rows, whose, len(names), plan, tell)
     first = _descend(
         base, bound, rows, nobody, shared, None, plan.shared_epochs, plan.learning_rate, plan, "shared", tell
     )
@@ -116,8 +133,8 @@ def train_personal(
     # Among equals the stronger shrinkage: what was not shown to help is left out.
     best = min(reversed(SHRINKAGES), key=lambda k: losses[k])
     return Personal(
-        names, counts, shared[0].cpu().numpy(), own.cpu().numpy(), best, losses, first + second,
-        time.monotonic() - began,
+        names, counts, shared[0].cpu().numpy(), own.cpu().numpy(), best, losses, zeroth + first + second,
+        time.monotonic() - began, learned,
     )  # fmt: skip
 
 
@@ -132,6 +149,44 @@ def mean_loss(base: Base, bound: BoundVector, rows: Sequence[Encoded], vectors: 
     return total / count
 
 
+def _learn_basis(
+    base: Base,
+    bound: BoundBasis,
+    rows: Sequence[Encoded],
+    whose: torch.Tensor,
+    users: int,
+    plan: PersonalPlan,
+    tell: Callable[[str, int, int, float], None],
+) -> tuple[LearnedBasis, int]:
+    """Train P together with a vector for each user, keep P alone, and let `bound` move along it; how many steps."""
+    drawn = bound.expansion.projection
+    if drawn is None:
+        raise TrainingError("only tiny adapters move along a basis that can be learned; name their size with --numbers")
+    P = drawn.clone().requires_grad_(True)
+    bound.expansion.projection = P
+    adam = torch.optim.Adam([P], lr=plan.basis_rate, betas=_BETAS, eps=_EPSILON)
+
+    def also(share: float) -> None:
+        # Many users push it at once: a step is as large as the schedule says, whoever was in the batch.
+        torch.nn.utils.clip_grad_norm_([P], _CLIP)
+        adam.param_groups[0]["lr"] = plan.basis_rate * share
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+
+    table = torch.zeros(users, bound.numbers, device=bound.v.device)
+    try:
+        steps = _descend(
+            base, bound, rows, whose, table, None, plan.basis_epochs, plan.personal_rate, plan, "basis", tell, also=also
+        )
+        learned = LearnedBasis.of(bound.spec, bound.basis, P.detach().cpu().numpy())
+    except BaseException:
+        bound.expansion.projection = drawn
+        raise
+    bound.expansion.projection = torch.from_numpy(learned.P.copy()).to(drawn.device)
+    bound.basis = learned.on(bound.basis)
+    return learned, steps
+
+
 def _descend(
     base: Base,
     bound: BoundVector,
@@ -144,11 +199,14 @@ def _descend(
     plan: PersonalPlan,
     phase: str,
     tell: Callable[[str, int, int, float], None],
+    *,
+    also: Callable[[float], None] | None = None,
 ) -> int:
     """Adam on the rows of `table` that a batch is about (`whose[i]` is row i's place in it); how many steps.
 
     Each place has its own moments and its own count of steps, so that a user who comes seldom moves as one who comes
-    often would with as many rows; `under` is added to every vector and held.
+    often would with as many rows; `under` is added to every vector and held. `also` is called after each backward pass
+    with the share of the rate that the schedule gives.
     """
     moments, squares = torch.zeros_like(table), torch.zeros_like(table)
     turns = torch.zeros(len(table), 1, device=table.device)
@@ -175,7 +233,10 @@ def _descend(
                 f"the loss became infinite or NaN at step {step + 1} ({phase}), on rows {', '.join(batch.rows)}; "
                 "look at those rows, or lower --learning-rate"
             )
-        _adam(table, moments, squares, turns, mine, each.grad, rate * schedule(step, steps, plan.warmup))
+        share = schedule(step, steps, plan.warmup)
+        _adam(table, moments, squares, turns, mine, each.grad, rate * share)
+        if also is not None:
+            also(share)
         tell(phase, step + 1, steps, float(loss.detach()))
     return steps
 

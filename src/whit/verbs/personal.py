@@ -1,7 +1,8 @@
 """`whit train --per COLUMN`: a vector for each user, from one run, with a verdict for each and for all of them.
 
 Held-out rows are answered three times: by the base, by the shared adapter and by each user's own. Everything goes
-into one store: `shared`, and one adapter for each user, whose name there is on the report.
+into one store: `shared`, and one adapter for each user, whose name there is on the report. With `--learn-basis` the
+directions that they all move along lie in the store too, and as `basis.whit` beside it.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
     common.require_finite(settings)
     if settings.kind == "lora" or settings.optimizer != "adam":
         raise UsageError("--per trains tiny or xs adapters with adam")
+    if settings.learn_basis and settings.kind == "xs":
+        raise UsageError("--learn-basis is for tiny adapters: those of kind xs have no drawn directions to learn")
     column = str(settings.per)
     split = read_and_split(settings, talk)
     learn, choose, held = (
@@ -93,6 +96,7 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
     )
     base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
 
+    from whit.adapters import learned
     from whit.adapters.adapter import Adapter
     from whit.adapters.targets import all_targets, select_targets
     from whit.adapters.tunable import tune_vector
@@ -126,7 +130,10 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
 
         epochs = settings.epochs or 3.0
         rate = settings.learning_rate or 1e-2
-        plan = PersonalPlan(epochs, epochs, settings.batch, rate, rate, settings.warmup, settings.seed)
+        plan = PersonalPlan(
+            basis_epochs=epochs if settings.learn_basis else 0.0, shared_epochs=epochs, epochs=epochs,
+            batch=settings.batch, learning_rate=rate, personal_rate=rate, warmup=settings.warmup, seed=settings.seed,
+        )  # fmt: skip
         found = train(
             base, bound, examiner.encode(rows, learn=True), [user for user, _ in learn],
             examiner.encode([row for _, row in choose], learn=True), [user for user, _ in choose], plan, watch=watch,
@@ -150,7 +157,12 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
     folder = settings.out or Path(settings.data.stem)
     about = _report([user for user, _ in held], scores, found, users)
     names = {user: _name(user) for user in users}
-    _keep(folder, {"shared": shared, **{names[user]: own[user] for user in users}}, settings, base.fingerprint)
+    if found.basis is not None:
+        about["basis"] = {"fingerprint": found.basis.fingerprint, "bytes": len(found.basis.to_bytes())}
+        found.basis.save(folder / learned.FILE_NAME)
+        learned.remember(found.basis, cache=True)
+    adapters = {"shared": shared, **{names[user]: own[user] for user in users}}
+    _keep(folder, adapters, settings, base.fingerprint, found.basis)
     for each in about["users"]:
         each["adapter"] = names[each["user"]]
     write_report(folder / REPORT_FILE, about)
@@ -238,13 +250,16 @@ def _name(user: str) -> str:
     return f"user/{plain or 'u'}-{hashlib.sha256(user.encode()).hexdigest()[:8]}"
 
 
-def _keep(folder: Path, adapters: dict[str, Any], settings: TrainSettings, fingerprint: str) -> None:
-    from whit.serving.payload import to_payload
+def _keep(folder: Path, adapters: dict[str, Any], settings: TrainSettings, fingerprint: str, basis: Any) -> None:
+    from whit.serving.payload import basis_name, to_payload
     from whit.serving.store import Item, open_store
 
     card = {"base": settings.base, "base_fingerprint": fingerprint, "instruction": settings.instruction or ""}
+    items = [Item(name, to_payload(each), card) for name, each in adapters.items()]
+    if basis is not None:
+        items.insert(0, Item(basis_name(basis.fingerprint), basis.to_bytes(), card))
     with open_store(folder / STORE_NAME) as store:
-        store.add_many([Item(name, to_payload(each), card) for name, each in adapters.items()], by="whit train")
+        store.add_many(items, by="whit train")
 
 
 def write_report(path: Path, about: dict[str, Any]) -> None:

@@ -96,12 +96,15 @@ def service(settings: ServeSettings, store: Store | None, talk: Talk) -> Iterato
     from whit.serving.limits import Limits
     from whit.serving.metrics import Metrics
     from whit.serving.models import Models
+    from whit.serving.payload import learned_in
     from whit.serving.pool import Pool
     from whit.serving.scheduler import Scheduler, Worker
 
     base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
     with talk.task("Preparing its directions"):
-        pool = Pool(base, ranks=settings.ranks)
+        pool = Pool(
+            base, ranks=settings.ranks, look_up=None if store is None else lambda name: learned_in(store, name)
+        )
     name = settings.name or base.name.rpartition("/")[2]
     if ":" in name or not name.isprintable():
         raise UsageError(f"--name {name!r}: a model's name has no ':' in it")
@@ -113,10 +116,10 @@ def service(settings: ServeSettings, store: Store | None, talk: Talk) -> Iterato
         waiting=settings.waiting,
         waiting_each=settings.waiting_each or max(1, settings.waiting // 2),
         prefix_bytes=settings.prefix_mb << 20,
+        int8=settings.int8,
     )
     worker = Worker(scheduler, on_error=lambda error: _log({"error": f"{type(error).__name__}: {error}"}))
     limits = Limits(answer_seconds=settings.timeout)
-        int8=settings.int8,
     made = Service(
         base, worker, Models(name, pool, store), store, Metrics(), _log, limits, settings.log_prompts,
         ready=lambda: worker.alive,
