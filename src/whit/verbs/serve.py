@@ -102,9 +102,7 @@ def service(settings: ServeSettings, store: Store | None, talk: Talk) -> Iterato
 
     base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
     with talk.task("Preparing its directions"):
-        pool = Pool(
-            base, ranks=settings.ranks, look_up=None if store is None else lambda name: learned_in(store, name)
-        )
+        pool = Pool(base, ranks=settings.ranks, look_up=None if store is None else lambda name: learned_in(store, name))
     name = settings.name or base.name.rpartition("/")[2]
     if ":" in name or not name.isprintable():
         raise UsageError(f"--name {name!r}: a model's name has no ':' in it")
