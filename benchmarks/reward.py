@@ -1,97 +1,197 @@
 """Training by reward in figures: rollouts against TRL's, a population as one batch against swaps, skill held out.
 
-    python benchmarks/reward.py rollouts --base smollm2        tokens/s of drawn answers, against TRL's GRPOTrainer
-    python benchmarks/reward.py population --base smollm2      64 candidates as rows of batches, against 64 swaps
-    python benchmarks/reward.py skill --base smollm2 --gym chain_sum,max_terms=2,max_digits=2 --seeds 3
-    python benchmarks/reward.py all --tiny                     everything, small, on a random base: a smoke test
+    python benchmarks/reward.py pass --out reward.json          the base's share of right answers, task by task
+    python benchmarks/reward.py rollouts --out reward.json      tokens/s of drawn answers, against TRL's GRPOTrainer
+    python benchmarks/reward.py population --out reward.json    64 candidates as rows of batches, against 64 swaps
+    python benchmarks/reward.py resume --out reward.json        killed with SIGKILL and resumed: the same bytes?
+    python benchmarks/reward.py skill --gym chain_sum,max_terms=2,max_digits=2 --out reward.json
+    python benchmarks/reward.py sparse --out reward.json        sparse against tiny at equal bytes, supervised
+    python benchmarks/reward.py all --tiny                      everything, small, on a random base: a smoke test
 
-`rollouts`: both draw `--samples` answers to each of `--prompts` prompts at temperature 1, every answer `--tokens` long
-(the stop token is left out of the draw on both sides), with the adapter on: whit with a `tiny` one, TRL with PEFT's
-LoRA r=8; TRL's side is the time inside `GRPOTrainer._generate`, its own generation step. `population`: the peer loads
-each candidate's vector into the adapter in turn and answers the same prompts with whit's own batched decoder, so that
-what is compared is the swap alone; with `--rows 1` a candidate answers one prompt. `skill`: `whit train --reward` for
-each size, optimiser and seed, proved on held-out rows: skill apart from format, McNemar's p, seconds.
+Work is done in units (a task, a round, a run). What is done stands in --out and is not done again; after --minutes the
+command stops, keeps the state of the unit it was at, and says so (exit status 75): the same command goes on.
+
+`rollouts`: both draw --samples answers to each of --prompts prompts at temperature 1, every answer --tokens long (no
+token ends an answer on either side), with an adapter on: whit with a `tiny` one, TRL with PEFT's LoRA r=8; TRL's side
+is the time inside `model.generate`, as its trainer calls it. `population`: the peer loads each candidate's vector into
+the adapter in turn and answers the same prompts with whit's own batched decoder, so that what is compared is the swap
+alone; with --rows 1 a candidate answers one prompt. `skill`: `whit train --reward` for each size, optimiser and seed,
+proved on held-out rows: skill apart from format, McNemar's p, seconds. `sparse`: `whit train` on a shared task.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import open_base, report, tell
+from common import INSTRUCTIONS, data_folder, open_base, report, tell
 
 from whit.adapters.targets import all_targets
 from whit.adapters.tunable import BoundVector, tune_vector
-from whit.adapters.vector import tiny_spec
+from whit.adapters.vector import nearest_budgets, tiny_spec
 from whit.bases import Base
+from whit.errors import Interrupted
 from whit.evaluation.decoding import Decoder
+from whit.files import atomic_write
 from whit.settings import TrainSettings
 from whit.training.rollouts import roll_out
+
+GO_ON = 75  # exit status: not all is done yet
+#: Tasks of which some may be neither too easy nor too hard for a base of 135 M parameters.
+CANDIDATES = (
+    "chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1",
+    "chain_sum,min_terms=2,max_terms=2,min_digits=2,max_digits=2",
+    "chain_sum,min_terms=3,max_terms=3,min_digits=1,max_digits=1",
+    "basic_arithmetic,min_terms=2,max_terms=2,min_digits=1,max_digits=1",
+    "products,min_terms=2,max_terms=2,min_digits=1,max_digits=1",
+    "letter_counting,min_words=3,max_words=5",
+    "spell_backward,min_word_len=3,max_word_len=4",
+    "number_sorting,min_numbers=3,max_numbers=3,min_decimals=0,max_decimals=0",
+    "leg_counting,min_animals=1,max_animals=2,min_instances=1,max_instances=3",
+    "largest_island,min_rows=3,max_rows=3,min_cols=3,max_cols=3",
+    "propositional_logic,min_vars=2,max_vars=2",
+    "count_primes,min_n=1,max_n=20",
+    "gcd,min_numbers=2,max_numbers=2,min_value=1,max_value=20",
+    "time_intervals",
+    "calendar_arithmetic",
+    "word_sorting,min_words=3,max_words=3",
+)
+PLAIN = "Answer with the result alone."
+
+
+class Kept:
+    """Results by key, in a JSON file where one is named; `unit` runs what is not there yet."""
+
+    def __init__(self, path: Path | None, minutes: float) -> None:
+        self.path, self.until = path, time.monotonic() + 60 * minutes
+        self.found: dict[str, dict[str, Any]] = {}
+        if path is not None and path.is_file():
+            self.found = {row["key"]: row for row in json.loads(path.read_text("utf-8"))}
+        self.left = 0
+
+    def unit(self, key: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Do it, unless it was done, or the time is over."""
+        if key in self.found:
+            return
+        if time.monotonic() >= self.until:
+            self.left += 1
+            return
+        began = time.monotonic()
+        try:
+            with self._clock():
+                made = work()
+        except (KeyboardInterrupt, Interrupted):
+            self.left += 1
+            if time.monotonic() < self.until:
+                raise
+            tell(f"{key}: not done yet")
+            return
+        self.found[key] = {"key": key, **made, "unit_s": round(time.monotonic() - began, 1)}
+        tell(f"{key}: {json.dumps(made)[:300]}")
+        if self.path is not None:
+            atomic_write(self.path, json.dumps(list(self.found.values()), indent=1) + "\n")
+
+    @contextlib.contextmanager
+    def _clock(self) -> Iterator[None]:
+        """A block that Ctrl-C seems to end when the time is over: a run then saves its state."""
+
+        def end(*given: object) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, end)
+        signal.setitimer(signal.ITIMER_REAL, max(1.0, self.until - time.monotonic()))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 def problems(base: Base, count: int) -> list[list[int]]:
     """Prompts of sums, as tokens."""
-    draw = np.random.default_rng(0)
-    texts = [f"What is {a} + {b}? Think, then answer." for a, b in draw.integers(10, 99, size=(count, 2)).tolist()]
     from whit.data.rows import Turn
 
+    draw = np.random.default_rng(0)
+    texts = [f"What is {a} + {b}? Think, then answer." for a, b in draw.integers(10, 99, size=(count, 2)).tolist()]
     return [base.encode(str(text)) for text in base.template.render_many([(Turn("user", text),) for text in texts])]
 
 
-def tiny_vector(base: Base, numbers: int = 13) -> BoundVector:
+@contextlib.contextmanager
+def tiny_vector(base: Base, numbers: int = 13) -> Iterator[BoundVector]:
     targets = all_targets(name for name, _ in base.model.named_modules())
     bound = tune_vector(base, tiny_spec([target.index for target in targets], numbers))
-    with torch.no_grad():
-        bound.v.copy_(0.05 * torch.randn(numbers, generator=torch.Generator().manual_seed(0)))
-    return bound
-
-
-def timed(work: Callable[[], int]) -> float:
-    """Tokens a second."""
-    began = time.perf_counter()
-    tokens = work()
-    return tokens / (time.perf_counter() - began)
+    try:
+        with torch.no_grad():
+            bound.v.copy_(0.05 * torch.randn(numbers, generator=torch.Generator().manual_seed(0)))
+        yield bound
+    finally:
+        bound.detach()
 
 
 def endless(base: Base) -> Base:
     """The same base without a token that ends an answer, so that all answers are equally long."""
-    import copy
-
-    other = copy.copy(base)
-    other.stop_ids = ()
-    return other
+    return replace(base, stop_ids=())
 
 
-def rollouts(args: argparse.Namespace, base: Base) -> dict[str, Any]:
+def pass_at_one(args: argparse.Namespace, base: Base, gym: str) -> dict[str, Any]:
+    """The share of `--limit` generated problems that the base gets right, greedily and drawn."""
+    from whit.data.rows import read_rows
+    from whit.evaluation.proof import Examiner
+    from whit.rewards import make_reward
+    from whit.rewards.gym import write_rows
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = read_rows(write_rows(Path(folder) / "rows.jsonl", gym, count=args.limit, seed=7))
+    reward = make_reward([f"gym:{gym}"], rows)
+    try:
+        examiner = Examiner(base, reward.scorer, args.instruction, args.tokens)
+        encoded = examiner.encode(rows)
+        greedy = examiner.score(examiner.answer(encoded, None), rows)
+        with tiny_vector(base) as bound:
+            with torch.no_grad():
+                bound.v.zero_()
+            asked = [row for row in encoded for _ in range(args.samples)]
+            drawn = roll_out(base, bound, [row.prompt_ids for row in asked], most=args.tokens, seed=(0, 0))
+        grades = reward.grade([each.text for each in drawn], [row.row for row in asked])
+    finally:
+        reward.close()
+    right = np.array([grade.right for grade in grades]).reshape(len(rows), args.samples)
+    count = len(rows)
+    return {
+        "figure": "pass", "base": base.name, "task": gym, "rows": count, "samples": args.samples,
+        "greedy_right": sum(score.value >= 1 for score in greedy) / count,
+        "greedy_lenient": sum(score.lenient >= 1 for score in greedy) / count,
+        "greedy_format": sum(score.valid for score in greedy) / count,
+        "drawn_right": float((right >= 1).mean()), "groups_that_differ": float((np.ptp(right, axis=1) > 0).mean()),
+        "cut": sum(each.cut for each in drawn) / len(drawn),
+    }  # fmt: skip
+
+
+def rollouts(args: argparse.Namespace, base: Base, turn: int) -> dict[str, Any]:
     prompts = problems(base, args.prompts)
     asked = [prompt for prompt in prompts for _ in range(args.samples)]
-    free = endless(base)
-    ours: list[float] = []
-    theirs: list[float] = []
-    for turn in range(args.rounds):
-        bound = tiny_vector(base)
-        try:
-
-            def draw(bound: BoundVector = bound, turn: int = turn) -> int:
-                return sum(len(each.ids) for each in roll_out(free, bound, asked, most=args.tokens, seed=(0, turn)))
-
-            ours.append(timed(draw))
-        finally:
-            bound.detach()
-        theirs.append(trl_rate(args, base, prompts))
-        tell(f"round {turn}: whit {ours[-1]:.0f} tokens/s, TRL {theirs[-1]:.0f}")
-    ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+    with tiny_vector(base) as bound:
+        roll_out(endless(base), bound, asked[:2], most=2, seed=(1, turn))
+        began = time.perf_counter()
+        drawn = roll_out(endless(base), bound, asked, most=args.tokens, seed=(0, turn))
+        ours = sum(len(each.ids) for each in drawn) / (time.perf_counter() - began)
+    theirs = trl_rate(args, base, prompts)
     return {
-        "figure": "rollouts", "base": base.name, "prompts": args.prompts, "samples": args.samples,
-        "tokens": args.tokens, "whit_tokens_per_s": statistics.median(ours),
-        "trl_tokens_per_s": statistics.median(theirs), "ratio": ratio, "rounds": args.rounds,
+        "figure": "rollouts", "base": base.name, "dtype": base.dtype, "prompts": args.prompts, "samples": args.samples,
+        "tokens": args.tokens, "whit_tokens_per_s": ours, "trl_tokens_per_s": theirs, "ratio": ours / theirs,
     }  # fmt: skip
 
 
@@ -103,9 +203,6 @@ def trl_rate(args: argparse.Namespace, base: Base, prompts: list[list[int]]) -> 
     from peft import LoraConfig
     from trl import GRPOConfig, GRPOTrainer
 
-    model = copy.deepcopy(base.model)
-    # No token ends an answer: TRL then draws `max_completion_length` tokens, as whit does here.
-    model.generation_config.eos_token_id = None
     spent: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
@@ -115,15 +212,15 @@ def trl_rate(args: argparse.Namespace, base: Base, prompts: list[list[int]]) -> 
             save_strategy="no", logging_strategy="no", disable_tqdm=True, shuffle_dataset=False,
         )  # fmt: skip
         trainer = GRPOTrainer(
-            model=model,
+            model=copy.deepcopy(base.model),
             reward_funcs=lambda completions, **more: [float(len(text)) for text in completions],
             args=config,
             train_dataset=Dataset.from_list([{"prompt": base.decode(prompt)} for prompt in prompts]),
             processing_class=base.tokenizer,
             peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),
         )
-        for source in (trainer.generation_config, trainer.model.generation_config):
-            source.eos_token_id = None
+        # A token that is none ends an answer: TRL then draws `max_completion_length` tokens, as whit does here.
+        trainer.generation_config.eos_token_id = [base.model.config.vocab_size + 1]
         inner = trainer.model.generate
 
         def watched(*inputs: Any, **more: Any) -> Any:
@@ -131,93 +228,190 @@ def trl_rate(args: argparse.Namespace, base: Base, prompts: list[list[int]]) -> 
             found = inner(*inputs, **more)
             width = more["input_ids"].shape[1] if "input_ids" in more else inputs[0].shape[1]
             spent.append((time.perf_counter() - began, found.shape[0] * (found.shape[1] - width)))
-            return found
+            raise StopIteration  # the step that follows is not what is measured
 
         trainer.model.generate = watched
-        trainer.train()
+        with contextlib.suppress(StopIteration):
+            trainer.train()
     if not spent:
         raise SystemExit("TRL did not call model.generate; its trainer has changed")
-    return sum(tokens for _, tokens in spent) / sum(seconds for seconds, _ in spent)
+    if spent[0][1] != args.prompts * args.samples * args.tokens:
+        raise SystemExit(f"TRL drew {spent[0][1]} tokens where {args.prompts * args.samples * args.tokens} were asked")
+    return spent[0][1] / spent[0][0]
 
 
 def population(args: argparse.Namespace, base: Base) -> dict[str, Any]:
-    prompts = problems(base, args.rows)
-    free, bound = endless(base), tiny_vector(base)
-    draw = torch.Generator().manual_seed(1)
-    candidates = 0.1 * torch.randn(args.population, bound.numbers, generator=draw)
-    try:
-        asked = prompts * args.population
+    prompts, free = problems(base, args.rows), endless(base)
+    with tiny_vector(base) as bound:
+        draw = torch.Generator().manual_seed(1)
+        candidates = 0.1 * torch.randn(args.population, bound.numbers, generator=draw)
         vectors = candidates.repeat_interleave(len(prompts), dim=0)
-
-        def together() -> list[list[int]]:
-            return Decoder(free, bound, vectors=vectors).answers(asked, most=args.tokens)
-
-        def swapped() -> list[list[int]]:
-            found: list[list[int]] = []
-            for vector in candidates:
-                with torch.no_grad():
-                    bound.v.copy_(vector)
-                found += Decoder(free, bound).answers(prompts, most=args.tokens)
-            return found
-
-        ratios, seconds = [], []
-        for turn in range(args.rounds):
-            began = time.perf_counter()
-            one = together()
-            middle = time.perf_counter()
-            other = swapped()
-            ended = time.perf_counter()
-            ratios.append((ended - middle) / (middle - began))
-            seconds.append((middle - began, ended - middle))
-            same = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
-            one_batch, swaps = seconds[-1]
-            tell(f"round {turn}: one batch {one_batch:.2f} s, swaps {swaps:.2f} s, {100 * same:.1f} % equal")
-    finally:
-        bound.detach()
+        Decoder(free, bound, vectors=vectors[:2]).answers((prompts * 2)[:2], most=2)
+        began = time.perf_counter()
+        one = Decoder(free, bound, vectors=vectors).answers(prompts * args.population, most=args.tokens)
+        middle = time.perf_counter()
+        other: list[list[int]] = []
+        for vector in candidates:
+            with torch.no_grad():
+                bound.v.copy_(vector)
+            other += Decoder(free, bound).answers(prompts, most=args.tokens)
+        ended = time.perf_counter()
     return {
-        "figure": "population", "base": base.name, "population": args.population, "prompts_each": args.rows,
-        "tokens": args.tokens, "batch_s": statistics.median(a for a, _ in seconds),
-        "swaps_s": statistics.median(b for _, b in seconds), "ratio": statistics.median(ratios), "answers_equal": same,
+        "figure": "population", "base": base.name, "dtype": base.dtype, "population": args.population,
+        "prompts_each": args.rows, "tokens": args.tokens, "batch_s": middle - began, "swaps_s": ended - middle,
+        "ratio": (ended - middle) / (middle - began),
+        "answers_equal": sum(a == b for a, b in zip(one, other, strict=True)) / len(one),
     }  # fmt: skip
 
 
-def skill(args: argparse.Namespace, base_name: str) -> list[dict[str, Any]]:
-    from whit.verbs.reward import train_reward
-
-    found = []
-    for optimizer in args.optimizers:
-        for numbers in args.numbers:
-            for seed in range(args.seeds):
-                with tempfile.TemporaryDirectory() as folder:
-                    settings = TrainSettings(
-                        data=args.data, base=base_name, out=Path(folder) / "out", limit=args.limit, seed=seed,
-                        reward=(args.reward or f"gym:{args.gym}",), optimizer=optimizer, epochs=args.epochs,
-                        numbers=numbers if numbers else None, kind="tiny" if numbers else "lora",
-                        rank=None if numbers else 8, evaluations=4, max_tokens=args.tokens, samples=args.samples,
-                        population=args.candidates, batch=args.batch, instruction=args.instruction,
-                    )  # fmt: skip
-                    result = train_reward(settings)
-                plain, about = result.to_json(), result.card
-                found.append(
-                    {
-                        "figure": "skill", "task": args.gym if args.data is None else args.data.stem,
-                        "base": base_name, "optimizer": optimizer, "numbers": result.adapter.numbers, "seed": seed,
-                        **{key: plain[key] for key in (
-                            "rows", "base", "tuned", "difference", "interval", "p_value", "base_skill", "tuned_skill",
-                            "skill_difference", "skill_interval", "skill_p_value", "format_difference", "verdict",
-                            "answers", "seconds",
-                        )},
-                        "baselines": {name: each["score"] for name, each in plain["baselines"].items()},
-                        "forgetting": about.forgetting.after - about.forgetting.before,
-                    }
-                )  # fmt: skip
-                tell(f"{optimizer} {result.adapter.numbers} numbers seed {seed}: {plain['sentence']}")
-    return found
+def by_reward(args: argparse.Namespace, optimizer: str, numbers: int, seed: int, out: Path) -> TrainSettings:
+    """Settings of one run; 0 numbers are LoRA r=8."""
+    return TrainSettings(
+        data=args.data, base=args.base, dtype=args.dtype, out=out, limit=args.limit, seed=seed,
+        reward=(args.reward or f"gym:{args.gym}",), optimizer=optimizer, epochs=args.epochs,
+        numbers=numbers or None, kind="tiny" if numbers else "lora", rank=None if numbers else 8,
+        evaluations=args.evaluations, max_tokens=args.tokens, samples=args.samples, population=args.candidates,
+        batch=args.batch, instruction=args.instruction, learning_rate=args.rate, sigma=args.sigma,
+        validation_rows=args.validation_rows, shots=(4,), resume=True,
+    )  # fmt: skip
 
 
-def main() -> None:
+def skill(args: argparse.Namespace, optimizer: str, numbers: int, seed: int, work: Path) -> dict[str, Any]:
+    from whit.talk import Talk
+    from whit.verbs.reward import MEASURES_NAME, train_reward
+
+    settings = by_reward(args, optimizer, numbers, seed, work)
+    result = train_reward(settings, talk=Talk())
+    plain, card = result.to_json(), result.card
+    steps = [json.loads(line) for line in (work / MEASURES_NAME).read_text("utf-8").splitlines()]
+    tenth = max(1, len(steps) // 10)
+    drawn = [sum(step["skill"] for step in part) / tenth for part in (steps[:tenth], steps[-tenth:])]
+    wanted = (
+        "rows", "base", "tuned", "difference", "interval", "p_value", "base_skill", "tuned_skill", "skill_difference",
+        "skill_interval", "skill_p_value", "format_difference", "verdict", "answers", "seconds", "steps", "best_step",
+    )  # fmt: skip
+    return {
+        "figure": "skill", "task": args.gym if args.data is None else args.data.stem, "base_model": args.base,
+        "optimizer": optimizer, "numbers": result.adapter.numbers, "seed": seed, "rate": args.rate,
+        "drawn_skill_first": drawn[0], "drawn_skill_last": drawn[1],
+        **{key: plain[key] for key in wanted if key in plain},
+        "baselines": {name: each["score"] for name, each in plain["baselines"].items()},
+        "forgetting": card.forgetting.after - card.forgetting.before,
+    }  # fmt: skip
+
+
+def resume(args: argparse.Namespace, work: Path, seed: int) -> dict[str, Any]:
+    """A run that is killed with SIGKILL some time after its first checkpoint, and resumed, against one left alone."""
+    words = [sys.executable, "-c", "from whit.cli import main; main()", "train"]
+    words += [str(args.data)] if args.data else []
+    words += ["--reward", args.reward or f"gym:{args.gym}", "--base", args.base]
+    words += ["--dtype", args.dtype, "--limit", str(args.limit), "--numbers", "13", "--max-tokens", str(args.tokens)]
+    words += ["--samples", str(args.samples), "--batch", str(args.batch), "--seed", str(seed), "--no-baselines"]
+    words += ["--epochs", str(args.epochs or 0.1), "--evaluations", "3", "--validation-rows", "16", "--threads", "1"]
+
+    def go(name: str, *more: str) -> None:
+        done = subprocess.run([*words, "--out", str(work / name), *more], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+
+    if not (work / "whole" / "adapter.whit").is_file():
+        go("whole", "--resume")
+    killed = subprocess.Popen([*words, "--out", str(work / "cut"), "--resume"], stderr=subprocess.DEVNULL)
+    state = work / "cut" / "state" / f"seed-{seed}-run.safetensors"
+    while not state.is_file() and killed.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.Random(seed).uniform(0, 5))
+    was_running = killed.poll() is None
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    go("cut", "--resume")
+    whole, cut = ((work / name / "adapter.whit").read_bytes() for name in ("whole", "cut"))
+    return {"figure": "resume", "base": args.base, "seed": seed, "killed_while_running": was_running,
+            "same_bytes": whole == cut}  # fmt: skip
+
+
+def sparse(args: argparse.Namespace, kind: str, numbers: int, seed: int, work: Path) -> dict[str, Any]:
+    """A supervised run on a shared task; sparse of so many numbers, or tiny of as many bytes as that takes."""
+    from whit.talk import Talk
+    from whit.verbs.train import train
+
+    settings = TrainSettings(
+        data=args.data or data_folder() / args.task / "train.jsonl", base=args.base, dtype=args.dtype, out=work,
+        limit=args.limit, seed=seed, kind=kind, numbers=numbers,
+        instruction=INSTRUCTIONS[args.task], validation=0.2, test=0.3, evaluations=args.evaluations,
+        epochs=args.epochs, learning_rate=args.rate if kind == "sparse" else None, shots=(), resume=True,
+        validation_rows=args.validation_rows,
+    )  # fmt: skip
+    plain = train(settings, talk=Talk()).to_json()
+    return {
+        "figure": "sparse", "task": args.task, "base_model": args.base, "kind": kind, "seed": seed, "rate": args.rate,
+        **{key: plain[key] for key in ("numbers", "payload_bytes", "rows", "base", "tuned", "interval", "p_value")},
+    }  # fmt: skip
+
+
+def equal_bytes(base: Base, payload: int) -> int:
+    """The numbers of a `tiny` adapter whose payload is nearest to so many bytes."""
+    modules = len(all_targets(name for name, _ in base.model.named_modules()))
+    return min(nearest_budgets(payload // 2, modules, 4), key=lambda count: abs(2 * count - payload))
+
+
+def units(args: argparse.Namespace, kept: Kept, what: str) -> None:
+    """All units of one part."""
+    work = args.work / what
+
+    def named(*parts: object) -> str:
+        return " ".join([what, args.base, *map(str, parts)])
+
+    if what in ("pass", "rollouts", "population"):
+        wanted = CANDIDATES if not args.tiny else CANDIDATES[:1]
+        keys = {
+            "pass": [named(gym, args.tokens, args.instruction or "") for gym in args.tasks or wanted],
+            "rollouts": [named(args.prompts, args.samples, args.tokens, turn) for turn in range(args.rounds)],
+            "population": [named(args.population, args.rows, args.tokens, turn) for turn in range(args.rounds)],
+        }[what]
+        if all(key in kept.found for key in keys):
+            return
+        base = open_base(args.base, args.dtype)
+        for place, key in enumerate(keys):
+            if what == "pass":
+                gym = (args.tasks or wanted)[place]
+                kept.unit(key, lambda gym=gym: pass_at_one(args, base, gym))
+            elif what == "rollouts":
+                kept.unit(key, lambda place=place: rollouts(args, base, place))
+            else:
+                kept.unit(key, lambda: population(args, base))
+    elif what == "resume":
+        for seed in range(args.seeds):
+            kept.unit(named(seed), lambda seed=seed: resume(args, work / f"{seed}", seed))
+    elif what == "skill":
+        task = args.gym if args.data is None else args.data.stem
+        for seed in range(args.seeds):
+            for optimizer in args.optimizers:
+                for numbers in args.numbers:
+                    key = named(task, optimizer, numbers, seed, args.rate or "", args.epochs or "")
+                    folder = work / key.replace("/", "-").replace(" ", "_").replace("=", "-").replace(",", "-")
+                    kept.unit(key, lambda o=optimizer, n=numbers, s=seed, f=folder: skill(args, o, n, s, f))
+    else:
+        for seed in range(args.seeds):
+            for numbers in args.numbers:
+                key = named(args.task, "sparse", numbers, seed, args.rate or "", args.epochs or "")
+                kept.unit(key, lambda n=numbers, s=seed: sparse(args, "sparse", n, s, work / f"sparse-{n}-{s}"))
+                if key not in kept.found:
+                    continue
+                peer = equal_bytes(open_base(args.base, args.dtype), kept.found[key]["payload_bytes"])
+                key = named(args.task, "tiny", peer, seed, args.epochs or "")
+                kept.unit(key, lambda n=peer, s=seed: sparse(args, "tiny", n, s, work / f"tiny-{n}-{s}"))
+
+
+PARTS = ("pass", "rollouts", "population", "resume", "skill", "sparse")
+
+
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("rollouts", "population", "skill", "all"))
+    parser.add_argument("what", choices=(*PARTS, "all"))
+    parser.add_argument("--out", type=Path, help="JSON file of results; what stands there is not done again")
+    parser.add_argument("--work", type=Path, help="folder for runs (default: beside --out)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="stop after so long; the same command goes on")
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--tiny", action="store_true", help="a random tiny base and small sizes: a smoke test")
@@ -227,37 +421,49 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--population", type=int, default=64)
     parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--gym", default="chain_sum,max_terms=2,max_digits=2")
+    parser.add_argument("--tasks", nargs="+", help="pass: generators, as after gym:")
+    parser.add_argument("--gym", default="chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1")
+    parser.add_argument("--task", default="sst2", choices=sorted(INSTRUCTIONS), help="sparse: a shared task")
     parser.add_argument("--reward", help="instead of --gym, with --data")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--instruction")
+    parser.add_argument("--instruction", default=PLAIN)
     parser.add_argument("--optimizers", nargs="+", default=["grpo", "es"])
     parser.add_argument("--numbers", type=int, nargs="+", default=[13, 52, 210], help="0 is LoRA r=8")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--sigma", type=float, default=TrainSettings.sigma)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--candidates", type=int, default=32)
-    args = parser.parse_args()
+    parser.add_argument("--evaluations", type=int, default=4)
+    parser.add_argument("--validation-rows", type=int, default=100)
+    args = parser.parse_args(words)
     if args.tiny:
-        from whit.testing import write_tiny_base
+        make_tiny(args)
+    args.work = args.work or (args.out.with_suffix(".work") if args.out else Path(tempfile.mkdtemp()))
+    kept = Kept(args.out, args.minutes)
+    before = set(kept.found)
+    for what in PARTS if args.what == "all" else (args.what,):
+        units(args, kept, what)
+    report([row for key, row in kept.found.items() if key not in before])
+    if kept.left:
+        tell(f"{kept.left} units are left; the same command goes on")
+    return GO_ON if kept.left else 0
 
-        folder = tempfile.mkdtemp()
-        args.base, args.dtype = str(write_tiny_base(folder, hidden=32, heads=2, kv_heads=1, ffn=64)), "float32"
-        args.rounds, args.prompts, args.samples, args.tokens, args.population = 1, 2, 2, 4, 4
-        args.numbers, args.optimizers, args.seeds, args.limit, args.epochs = [13], ["grpo", "es"], 1, 60, 0.2
-        args.candidates = 4
-    rows: list[dict[str, Any]] = []
-    if args.what != "skill":
-        base = open_base(args.base, args.dtype)
-        if args.what in ("population", "all"):
-            rows.append(population(args, base))
-        if args.what in ("rollouts", "all"):
-            rows.append(rollouts(args, base))
-    if args.what in ("skill", "all"):
-        rows += skill(args, args.base)
-    report(rows)
+
+def make_tiny(args: argparse.Namespace) -> None:
+    """Sizes at which everything runs in a minute, on a random base whose rewards are shaped so that they vary."""
+    from whit.testing import write_rows, write_tiny_base
+
+    folder = Path(tempfile.mkdtemp())
+    args.base = str(write_tiny_base(folder / "base", layers=2, hidden=32, heads=2, kv_heads=1, ffn=64, vocab=384))
+    (folder / "letters.py").write_text("def small(answer, row): return sum(c.islower() for c in answer) / 9\n")
+    args.data, args.reward = write_rows(folder / "rows.jsonl", 90), f"{folder / 'letters.py'}:small"
+    args.dtype, args.rounds, args.prompts, args.samples, args.tokens, args.population = "float32", 1, 2, 2, 4, 4
+    args.numbers, args.optimizers, args.seeds, args.limit, args.epochs = [13], ["grpo", "es"], 1, 90, 0.2
+    args.candidates, args.sigma, args.validation_rows = 4, 1.0, 8
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
