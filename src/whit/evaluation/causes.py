@@ -64,14 +64,17 @@ class Causes:
             return Cause("odd-format", f"{_short(row.completion)} is none of the {len(scorer.labels)} labels")
         pull = self._pulls.get(row.id, 0.0)
         length = len(said(row.turns))
-        if scorer.score(answer, row).lenient < 1 and scorer.read(answer):
+        # Of free text there are many right answers: that the adapter gives another one says nothing.
+        closed = bool(scorer.labels) or scorer.name in ("numeric", "json", "json-fields")
+        if closed and scorer.read(answer) and scorer.score(answer, row).lenient < 1:
             return Cause("wrong-label", f"the adapter answers {_short(answer)}")
         if self._length and length > _LONG * self._length:
             return Cause("outlier", f"its input is {length / self._length:.0f} times as long as most")
         if self._pull > 0 and pull > _FAR * self._pull:
             return Cause("outlier", f"it pulls the numbers {pull / self._pull:.0f} times as far as most rows")
-        return Cause("unclear", "its answer is given, but unsurely" if scorer.score(answer, row).value == 1 else
-                     f"the adapter answers {_short(answer)}")  # fmt: skip
+        if answer_key(row) == " ".join(answer.casefold().split()):
+            return Cause("unclear", "its answer is given, but unsurely")
+        return Cause("unclear", f"the adapter answers {_short(answer)}")
 
 
 def _other_answers(rows: Sequence[Row]) -> dict[str, str]:

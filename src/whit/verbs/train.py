@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -71,6 +72,8 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     Raises `DataError`, `BaseError`, `UsageError`, `TrainingError`, `StorageError`, or `Interrupted` (its state saved).
     """
     talk = talk or Talk(quiet=True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+        talk = Talk(quiet=True)  # torchrun's first process speaks for all
     common.require_finite(settings)
     settings = common.quantised(settings)
     if settings.per:
@@ -113,7 +116,6 @@ def require_memory(
 def team_for(settings: TrainSettings) -> contextlib.AbstractContextManager[Team]:
     """The processes that train together: torchrun's, or `--processes`."""
     import json
-    import os
 
     from whit.training.parallel import team_of
 
