@@ -13,6 +13,7 @@ Promises nothing about bases of other shapes: `suits` says which it takes. Knows
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
 _QKV, _OUT, _GATE_UP, _DOWN = range(4)  # a layer's products
 _BLOCK = 64  # inputs of down are turned in blocks of this many
+_SPANS = 16  # spans of slots whose views are kept
 _COLUMNS = 16  # a product's columns are filled up to a multiple of this
+
+Move = tuple[slice, torch.Tensor, torch.Tensor]  # where z stands, R of the rows, U S
 
 
 def suits(base: Base) -> str | None:
@@ -124,6 +128,7 @@ class Int8Model(SlotStore):
         self._eps = float(base.model.config.rms_norm_eps)
         self._embed: torch.Tensor = base.model.get_input_embeddings().weight
         self._groups: list[list[_Group]] = []
+        self._spans: OrderedDict[tuple[int, ...], list[list[list[Move]]]] = OrderedDict()
         self._own: weakref.WeakKeyDictionary[Served, dict[str, tuple[torch.Tensor, torch.Tensor]]]
         self._own = weakref.WeakKeyDictionary()
         self._norms = {target.name: self._norm_before(target) for target in self._targets}
@@ -164,18 +169,35 @@ class Int8Model(SlotStore):
         half = turns.dim // 2
         turn = torch.complex(cos[..., :half].float(), sin[..., :half].float()).reshape(-1, 1, half)
         span = (torch.arange(rows)[:, None], places.clamp(max=self.context))
-        ranks, loras = self._ranks(first, rows), self._loras(first, rows)
+        moves, loras = self._moves(first, rows), self._loras(first, rows)
         at = slice(first, first + rows)
         for layer, (qkv, out, gate_up, down) in enumerate(self._groups):
-            y = self._apply(self._normed(h), qkv, at, ranks, loras)
+            move = moves[layer]
+            y = self._apply(self._normed(h), qkv, rows, move[_QKV], loras)
             a = self._attend(y, self._kv[layer][:, at], turn, span, mask, longest)
-            self._add(h, a, out, at, ranks, loras)
-            y = self._apply(self._normed(h), gate_up, at, ranks, loras)
+            self._add(h, a, out, rows, move[_OUT], loras)
+            y = self._apply(self._normed(h), gate_up, rows, move[_GATE_UP], loras)
             wide = gate_up.out // 2
             a = F.silu(y[:, :wide]).mul_(y[:, wide : gate_up.out])
             a = (a.view(-1, len(turns.block)) @ turns.block).view(len(a), wide)
-            self._add(h, a, down, at, ranks, loras)
+            self._add(h, a, down, rows, move[_DOWN], loras)
         return self._normed(h).view(rows, width, -1)
+
+    def _moves(self, first: int, rows: int) -> list[list[list[Move]]]:
+        """For each layer and product, what the vector adapters of a span of slots need; kept, for spans come again."""
+        ranks = self._ranks(first, rows)
+        key = first, rows, *ranks
+        found = self._spans.pop(key, None)
+        if found is None:
+            at = slice(first, first + rows)
+            found = [
+                [[(group.z[rank], group.R[rank][at], group.US[rank]) for rank in ranks] for group in groups]
+                for groups in self._groups
+            ]
+        self._spans[key] = found
+        while len(self._spans) > _SPANS:
+            self._spans.popitem(last=False)
+        return found
 
     # -- one layer's parts; x (tokens of all rows, in)
 
@@ -183,20 +205,22 @@ class Int8Model(SlotStore):
         return F.rms_norm(h, (h.shape[1],), None, self._eps)
 
     def _apply(
-        self, x: torch.Tensor, group: _Group, at: slice, ranks: list[int], loras: dict[str, Stack]
+        self, x: torch.Tensor, group: _Group, rows: int, moves: list[Move], loras: dict[str, Stack]
     ) -> torch.Tensor:
         """y, of which the first `group.out` columns count."""
         y = _product(x, group.W).mul_(group.scale)
-        self._adapt(y, y[:, : group.out], x, group, at, ranks, loras)
+        if moves or loras:
+            self._adapt(y, y[:, : group.out], x, group, rows, moves, loras)
         return y
 
     def _add(
-        self, h: torch.Tensor, x: torch.Tensor, group: _Group, at: slice, ranks: list[int], loras: dict[str, Stack]
+        self, h: torch.Tensor, x: torch.Tensor, group: _Group, rows: int, moves: list[Move], loras: dict[str, Stack]
     ) -> None:
         """The same, added to the residual stream."""
         y = _product(x, group.W)
         h.addcmul_(y[:, : group.out], group.scale[: group.out])
-        self._adapt(y, h, x, group, at, ranks, loras)
+        if moves or loras:
+            self._adapt(y, h, x, group, rows, moves, loras)
 
     def _adapt(
         self,
@@ -204,15 +228,13 @@ class Int8Model(SlotStore):
         to: torch.Tensor,
         x: torch.Tensor,
         group: _Group,
-        at: slice,
-        ranks: list[int],
+        rows: int,
+        moves: list[Move],
         loras: dict[str, Stack],
     ) -> None:
-        rows = at.stop - at.start
-        for rank in ranks:
-            z = y[:, group.z[rank]]
-            moved = torch.bmm(z.view(rows, -1, z.shape[1]), group.R[rank][at])
-            to.addmm_(moved.view(z.shape), group.US[rank])
+        by_row = y.view(rows, -1, y.shape[1])
+        for z, R, US in moves:
+            to.addmm_(torch.bmm(by_row[..., z], R).flatten(0, 1), US)
         if loras:
             inputs = x.view(rows, -1, x.shape[1])
             for name, span in group.spans.items():
