@@ -60,7 +60,7 @@ async def stub(scope: Any, receive: Any, send: Any) -> None:
 def proxy(url: str) -> Any:
     """A plain reverse proxy: reads, passes on, passes back."""
     client = httpx2.AsyncClient(
-        trust_env=False, limits=httpx2.Limits(max_connections=256, max_keepalive_connections=256)
+        trust_env=False, timeout=60, limits=httpx2.Limits(max_connections=256, max_keepalive_connections=256)
     )
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -86,7 +86,7 @@ def serve(what: str, port: int, url: str) -> None:
 
     if what != "gateway":
         uvicorn.run(stub if what == "stub" else proxy(url), port=port, log_level="error", access_log=False,
-                    lifespan="off")  # fmt: skip
+                    lifespan="off", timeout_keep_alive=300)  # fmt: skip
         return
     from whit.routing.config import read_config
     from whit.routing.gateway import Gateway
@@ -124,7 +124,8 @@ async def ask(port: int, count: int, clients: int) -> tuple[list[float], float]:
             if not answer.startswith(b"HTTP/1.1 200"):
                 raise RuntimeError(answer.decode("latin-1"))
             size = answer.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
-            await reader.readexactly(int(size))
+            if b"yes" not in await reader.readexactly(int(size)):
+                raise RuntimeError("this is not the stub's answer")
             times.append(1000 * (time.perf_counter() - start))
         writer.close()
 

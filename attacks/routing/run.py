@@ -184,7 +184,7 @@ def slow_patterns() -> Iterator[Ask]:
         "ſ",
         "DE89 ",
     ):
-        yield {}, say(piece * (200_000 // len(piece)) + f" canary {CANARY}")
+        yield {}, say(piece * (50_000 // len(piece)) + f" canary {CANARY}")
 
 
 @attack

@@ -182,3 +182,21 @@ def test_bad_rows_and_wrong_adapters_are_told(base: Any, tmp_path: Path) -> None
         tagger.card(str(tmp_path))
     with pytest.raises(UsageError, match="one or more files"):
         route(RouteSettings(words=("learn",)))
+
+
+def test_the_built_in_adapter_finds_names_and_places_and_fits_its_base() -> None:
+    """Where this fails because `eeny` was made anew, make the adapter anew too: see `docs/routing.md`."""
+    folder = tagger.folder_of("names")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 300_000
+    marks = Tagger.load("names")
+    for text, kind, said in (
+        ("Please call Maria Lopez tomorrow about the contract.", "person", "Maria Lopez"),
+        ("She moved from Toronto to a small village.", "place", "Toronto"),
+        ("He was diagnosed with diabetes last year.", "health", "diabetes"),
+    ):
+        assert any(found == kind and said in written for found, written in marks(text)), (text, marks(text))
+    plain = ("How do I reset my password?", "Write a haiku about autumn leaves.", "Sort this list in descending order.",
+             "What is the boiling point of water?", "Please keep it short.", "The train was late again.")  # fmt: skip
+    assert sum(bool(marks(text)) for text in plain) <= 1
+    scan = Scanner(Detection(), hook=marks)(["My name is Anna Kowalski and I live in Leeds."])
+    assert {"person", "place"} <= scan.kinds and scan.failed is None

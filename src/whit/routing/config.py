@@ -90,6 +90,7 @@ class Detection:
     adapter: str | None = None
     adapter_base: str | None = None
     adapter_timeout: float = 20.0
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -351,6 +352,7 @@ def _detection(table: Table, folder: Path) -> Detection:
         adapter=table.get("adapter", str),
         adapter_base=table.get("base", str),
         adapter_timeout=table.get("adapter_timeout", float, 20.0, least=0.01, most=600) or 20.0,
+        threshold=table.get("threshold", float, least=0.01, most=0.99),
     )
     table.done()
     return found

@@ -77,7 +77,9 @@ def _hook(config: Any, talk: Talk) -> Any:
     named, base = config.detection.adapter, config.detection.adapter_base or ""
     with talk.task(f"Loading {named}"):
         if tagger.card(named) is not None:
-            return tagger.Tagger.load(named, base, seconds=config.detection.adapter_timeout)
+            marks = tagger.Tagger.load(named, base, seconds=config.detection.adapter_timeout)
+            marks.threshold = config.detection.threshold or marks.threshold
+            return marks
         model = WhitModel(Tier("detector", "whit", True, base, adapter=named))
 
     def look(text: str) -> list[tuple[str, str]]:

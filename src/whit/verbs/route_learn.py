@@ -74,7 +74,7 @@ def learn(words: list[str], settings: RouteSettings, talk: Talk) -> LearnResult:
                             learning_rate=settings.learning_rate, seed=settings.seed, watch=watch)  # fmt: skip
     saved = learnt.adapter.save(out)
     card = {
-        "base": base.name, "fingerprint": base.fingerprint, **learnt.adapter.describe(),
+        **learnt.adapter.describe(), "base": settings.base, "fingerprint": base.fingerprint,
         "marks": {"labels": list(LABELS), "threshold": learnt.threshold},
         "held_out": {"rows": learnt.held_out, "found": learnt.found, "false_words": learnt.false_words},
         "settings": {"rows": learnt.rows, "rank": settings.rank, "epochs": settings.epochs,
