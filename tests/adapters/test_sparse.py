@@ -202,6 +202,28 @@ def test_as_a_lora_it_is_the_same(base: Base, ids: torch.Tensor) -> None:
             bound.detach()
 
 
+def test_a_server_takes_it_as_the_lora_that_it_is(base: Base) -> None:
+    from whit.serving.payload import kind_of, to_payload
+    from whit.serving.pool import Pool
+
+    pool = Pool(base)
+    adapter = _adapter(base, _spec(base, 30))
+    payload = to_payload(adapter)
+    served = pool.ready(payload)
+    assert kind_of(payload) == "sparse" and served.A is not None and served.B is not None and served.R is None
+    assert adapter.sparse is not None and adapter.vector is not None
+    names = {target.index: target.name for target in all_targets(name for name, _ in base.model.named_modules())}
+    for index in adapter.sparse.targets:
+        part, positions = adapter.sparse.within(index)
+        update = (served.B[names[index]] @ served.A[names[index]]).flatten()
+        wanted = torch.zeros_like(update)
+        wanted[torch.from_numpy(positions)] = torch.from_numpy(adapter.vector[part])
+        torch.testing.assert_close(update, wanted)
+    assert served.rank <= 30 and len(served.A) == len(adapter.sparse.targets)
+    with pytest.raises(UsageError, match="up to 256 numbers"):
+        pool.ready(to_payload(_adapter(base, _spec(base, 400))))
+
+
 def test_another_base_is_refused(base: Base, tmp_path: Path) -> None:
     adapter = _adapter(base, _spec(base))
     path = adapter.save(tmp_path)
