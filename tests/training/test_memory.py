@@ -75,6 +75,7 @@ def test_what_cannot_fit_is_refused_with_advice_that_fits(
     base: Base, encode: Callable[..., list[Encoded]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = encode(32)
+    monkeypatch.setattr(memory, "SPARE", 0)
     whole = step_bytes(base, rows, batch=16, accumulate=1, numbers=10, checkpointing=False)
     twice = step_bytes(base, rows, batch=16, accumulate=1, numbers=10, checkpointing=True)
     monkeypatch.setattr(memory, "available_bytes", lambda device: (whole + twice) // 2)

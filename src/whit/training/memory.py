@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from whit.bases import Base
     from whit.data.templates import Encoded
 
-_MARGIN = 1.2  # allocator, interpreter, what the formula leaves out
+_MARGIN = 1.2  # what the formula leaves out
+SPARE = 256_000_000  # bytes that an allocator scatters, however small the step
 
 
 def step_bytes(
@@ -56,7 +57,8 @@ def require_memory(
     there = available_bytes(device)
 
     def needs(accumulate: int, checkpointing: bool) -> int:
-        return step_bytes(base, rows, batch=batch, accumulate=accumulate, numbers=numbers, checkpointing=checkpointing)
+        found = step_bytes(base, rows, batch=batch, accumulate=accumulate, numbers=numbers, checkpointing=checkpointing)
+        return found + SPARE
 
     needed = needs(accumulate, checkpointing)
     if there is None or needed <= there:
