@@ -136,6 +136,19 @@ def main() -> None:
     said = [row["prompt"] for row in read(data / "banking77" / "dev.jsonl")]
     alarms = [text for text in said if marks(text)]
     print(json.dumps({"rows": "banking77 dev", "detectors": "adapter", "false alarms": [len(alarms), len(said)]}))
+    for marks.threshold in (0.5, 0.7):
+        spans = [(row["text"], [each for each in row["spans"] if each["type"] in KIND_OF]) for row in rows["dev"]]
+        seen = [
+            any(mark.start < span["end"] and span["start"] < mark.stop for mark in found)
+            for text, wanted in spans
+            for found in [marks.marks(text)]
+            for span in wanted
+        ]
+        alarms = [text for text in said if marks(text)]
+        print(json.dumps({
+            "detectors": "adapter", "threshold": marks.threshold, "pii dev, spans found of": [sum(seen), len(seen)],
+            "banking77 dev, false alarms": [len(alarms), len(said)],
+        }))  # fmt: skip
     timed("adapter", marks, texts)
 
 
