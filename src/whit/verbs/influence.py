@@ -38,7 +38,7 @@ _SEEN = 0.9
 
 @dataclass(frozen=True)
 class Suspect:
-    """A row that is doubted. `harm` in nats of a validation row's loss; `doubt` and `loss` in nats of its own answer."""
+    """A row that is doubted. `harm`: nats of a validation row's loss; `doubt` and `loss`: nats of its own answer."""
 
     row: Row
     doubt: float
@@ -65,7 +65,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class InfluenceReport:
-    """What was found. `worst` begins with the row that is doubted most; `retrained` is None where nothing was retrained.
+    """What was found. `worst` begins with the row that is doubted most; `retrained` is None where nothing was.
 
     `agreement` says how alike two halves of the validation rows rank the rows by harm; below `LEAST_AGREEMENT` they are
     too few to say what a single row does (`enough` is False), and `needed` is how many would do, None where that cannot
@@ -117,9 +117,9 @@ class InfluenceReport:
         if not self.enough:
             more = f"; about {self.needed:,} would do" if self.needed else ""
             lines.append(
-                f"! too few validation rows to say what a single row does to the score: two halves of them differ on it "
-                f"(agreement {self.agreement:.2f}, {LEAST_AGREEMENT} is needed{more}); the order below rests on what the "
-                "rows say of each other"
+                "! too few validation rows to say what a single row does to the score: two halves of them differ "
+                f"on it (agreement {self.agreement:.2f}, {LEAST_AGREEMENT} is needed{more}); the order below rests on "
+                "what the rows say of each other"
             )
         kinds: dict[str, int] = {}
         for suspect in self.worst:
