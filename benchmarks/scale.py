@@ -12,6 +12,7 @@ is printed by `python benchmarks/sst2.py xs --base smollm2:nf4 base` and `python
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -56,7 +57,7 @@ def steps(options: argparse.Namespace, team: Team) -> dict[str, Any]:
         train(exam.base, bound, encoded, plan, lambda: 0.5, watch=watch)
     numbers = bound.numbers
     bound.detach()
-    took = [after - before for before, after in zip(ticks, ticks[1:], strict=False)]
+    took = [after - before for before, after in itertools.pairwise(ticks)]
     rate = options.batch / statistics.median(took)
     return {"numbers": numbers, "examples_per_second": round(rate, 2), "last_loss": losses[-1]}
 
