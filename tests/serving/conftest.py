@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -52,7 +52,8 @@ class GivenPostgres:
         with self._connect() as connection:
             connection.execute(f"CREATE DATABASE {name}")
         self._made.append(name)
-        return urlunsplit(urlsplit(self._address)._replace(path=f"/{name}"))
+        given = urlsplit(self._address)  # urlunsplit would drop the slashes of an empty host
+        return f"{given.scheme}://{given.netloc}/{name}?{given.query}"
 
     def stop(self) -> None:
         """Drop what was made."""
