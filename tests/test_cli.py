@@ -318,7 +318,7 @@ def test_show_prints_its_contract(whit: Whit, adapter: Path) -> None:
     found = document(said)
     assert said.code == 0 and said.err == ""
     keys = {"contract", "kind", "numbers", "payload_bytes", "file_bytes", "text", "base", "basis", "card"}
-    assert set(found) >= keys and set(found) == documented("show") - {"null", "lora"}
+    assert set(found) >= keys and set(found) == documented("show") - {"null", "lora", "sparse"}
     assert document(whit("show", found["text"], "--json"))["numbers"] == found["numbers"]
 
 
