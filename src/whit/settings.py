@@ -117,7 +117,8 @@ class TrainSettings(DataColumns):
     max_tokens: int | None = option(None, "Longest answer in tokens (default: by the training answers).", least=1)
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
     quantize: str | None = option(
-        None, "Hold the base's projections in 4 or 8 bits (bitsandbytes); the same as the suffix in smollm2:nf4.",
+        None,
+        "Hold the base's projections in 4 or 8 bits (bitsandbytes); the same as the suffix in smollm2:nf4.",
         choices=QUANTIZED,
     )
     checkpointing: bool = option(False, "Compute every layer twice, for a fraction of the memory of a step.")
@@ -175,9 +176,7 @@ class BakeSettings(DataColumns):
     patience: int = _as_in_training("patience")
     seeds: int = _as_in_training("seeds")
     seed: int = _as_in_training("seed")
-    max_tokens: int | None = option(
-        None, "Longest answer in tokens (default: by the gold answers, else 128).", least=1
-    )
+    max_tokens: int | None = option(None, "Longest answer in tokens (default: by the gold answers, else 128).", least=1)
     dtype: str = _as_in_training("dtype")
     quantize: str | None = _as_in_training("quantize")
     checkpointing: bool = _as_in_training("checkpointing")
@@ -385,7 +384,9 @@ class ServeSettings:
     drain: float = option(30.0, "Seconds that answers under way are given when the server is stopped.", least=0)
     connections: int = option(1000, "Most connections at once.", least=1)
     prefix_mb: int = option(256, "Megabytes kept of prompts that others begin like.", least=1)
-    int8: bool = option(False, "Compute the base in 8 bits: faster on a CPU that multiplies bytes, nearly the same answers.")
+    int8: bool = option(
+        False, "Compute the base in 8 bits: faster on a CPU, nearly the same answers."
+    )
     log_prompts: bool = option(False, "Write prompts into the log.")
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
