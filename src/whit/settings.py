@@ -384,9 +384,7 @@ class ServeSettings:
     drain: float = option(30.0, "Seconds that answers under way are given when the server is stopped.", least=0)
     connections: int = option(1000, "Most connections at once.", least=1)
     prefix_mb: int = option(256, "Megabytes kept of prompts that others begin like.", least=1)
-    int8: bool = option(
-        False, "Compute the base in 8 bits: faster on a CPU, nearly the same answers."
-    )
+    int8: bool = option(False, "Compute the base in 8 bits: faster on a CPU, nearly the same answers.")
     log_prompts: bool = option(False, "Write prompts into the log.")
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
