@@ -187,7 +187,10 @@ def _header(**changes: int) -> bytes:
         (_seal(_header() + b"\x80\x7f" * 13), "NaN or infinite"),
         (_seal(_header(mask=0x80) + b"\xff\xff"), "map of modules"),
         (_seal(_header(mask=0x80) + b"\x01\x00\x01" + bytes(26)), "contradicts"),
-        (_seal(_header(mask=0x80, layers=1) + b"\x01\x00\x80" + bytes(26)), "module 7 of a base with 1 layers"),
+        (
+            _seal(_header(mask=0x80, layers=1, numbers=1) + b"\x01\x00\x80" + bytes(2)),
+            "module 7 of a base with 1 layers",
+        ),
         (_seal(_header(mask=0x80, layers=1, numbers=1) + b"\x02\x00\x05\x00" + bytes(2)), "spells"),
         (_seal(_header(mask=0x80, layers=1, numbers=1) + b"\x01\x00\x7f" + bytes(2)), "spells"),
         (_seal(_header(mask=0x81, layers=1, numbers=1) + b"\x01\x00\x05" + bytes(2)), "spells"),

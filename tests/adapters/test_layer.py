@@ -11,7 +11,7 @@ from torch import nn
 
 from whit.adapters.basis import Basis
 from whit.adapters.layer import AdaptedLinear, Slots
-from whit.adapters.tunable import BoundVector
+from whit.adapters.tunable import BoundBasis
 from whit.adapters.vector import VectorSpec
 from whit.bases import Base
 from whit.errors import AdapterError
@@ -29,7 +29,7 @@ def _vectors(rows: int, numbers: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_a_mixed_batch_is_separate_runs(base: Base, basis: Basis, spec: VectorSpec, ids: torch.Tensor) -> None:
-    bound = BoundVector(base, basis, spec)
+    bound = BoundBasis(base, basis, spec)
     try:
         vectors = _vectors(len(ids), spec.numbers)
         vectors[2] = 0
@@ -50,7 +50,7 @@ def test_a_mixed_batch_is_separate_runs(base: Base, basis: Basis, spec: VectorSp
 
 
 def test_gradients_land_in_each_rows_own_vector(base: Base, basis: Basis, spec: VectorSpec, ids: torch.Tensor) -> None:
-    bound = BoundVector(base, basis, spec)
+    bound = BoundBasis(base, basis, spec)
     try:
         vectors = _vectors(len(ids), spec.numbers).requires_grad_()
 
@@ -109,7 +109,7 @@ def test_the_layer_is_the_equation(
 
 
 def test_the_wrong_number_of_rows(base: Base, basis: Basis, specs: dict[str, VectorSpec], ids: torch.Tensor) -> None:
-    bound = BoundVector(base, basis, specs["xs"])
+    bound = BoundBasis(base, basis, specs["xs"])
     try:
         with bound.rows(_vectors(3, specs["xs"].numbers)), pytest.raises(AdapterError, match=r"3 adapters.* 4 rows"):
             base.model(input_ids=ids)
@@ -120,7 +120,7 @@ def test_the_wrong_number_of_rows(base: Base, basis: Basis, specs: dict[str, Vec
 def test_detached_is_the_bare_base_bit_for_bit(base: Base, basis: Basis, spec: VectorSpec, ids: torch.Tensor) -> None:
     with torch.no_grad():
         before = base.model(input_ids=ids).logits
-        bound = BoundVector(base, basis, spec)
+        bound = BoundBasis(base, basis, spec)
         with torch.no_grad():
             bound.v.copy_(_vectors(1, spec.numbers)[0])
         assert torch.equal(base.model(input_ids=ids).logits, before)
@@ -132,7 +132,7 @@ def test_detached_is_the_bare_base_bit_for_bit(base: Base, basis: Basis, spec: V
 
 
 def test_blocks_nest_and_end_on_errors(base: Base, basis: Basis, specs: dict[str, VectorSpec]) -> None:
-    bound = BoundVector(base, basis, specs["xs"])
+    bound = BoundBasis(base, basis, specs["xs"])
     layer = base.model.model.layers[0].self_attn.q_proj
     one, two = _vectors(2, specs["xs"].numbers)
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from serving.conftest import Postgres
+from serving.conftest import own_postgres as own_postgres
 from serving.conftest import postgres as postgres
 from test_ledger import ONE
 from upstreams import TIERS, FakeModel, call, config, gateway, say
@@ -53,8 +54,8 @@ def test_two_ledgers_may_begin_at_once(postgres: Postgres) -> None:
     assert len(list(read_ledger(address))) == 4 and not any(each.lost for each in several)
 
 
-def test_a_server_that_restarts_loses_what_came_meanwhile_and_counts_it(postgres: Postgres) -> None:
-    address = postgres.address()
+def test_a_server_that_restarts_loses_what_came_meanwhile_and_counts_it(own_postgres: Postgres) -> None:
+    address = own_postgres.address()
     ledger = Ledger(address, patience=1.0)
 
     def settle() -> None:
@@ -65,14 +66,14 @@ def test_a_server_that_restarts_loses_what_came_meanwhile_and_counts_it(postgres
 
     ledger.add(ONE)
     settle()
-    postgres.stop()
+    own_postgres.stop()
     try:
         began = time.monotonic()
         ledger.add(ONE)
         assert time.monotonic() - began < 0.5 and ledger.spent("t", 0) == 0
         settle()
     finally:
-        postgres.start()
+        own_postgres.start()
     ledger.add(ONE)
     ledger.close()
     assert (ledger.written, ledger.lost) == (2, 1) and len(list(read_ledger(address))) == 2

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ class GivenPostgres:
 
     def address(self) -> str:
         """The address of a fresh database."""
-        name = f"whit_test_{os.getpid()}_{len(self._made)}"
+        name = f"whit_test_{uuid4().hex}"
         with self._connect() as connection:
             connection.execute(f"CREATE DATABASE {name}")
         self._made.append(name)

@@ -17,7 +17,7 @@ from whit.adapters.adapter import Adapter
 from whit.adapters.basis import Basis
 from whit.adapters.interop.peft_tinylora import export_peft_tinylora, import_peft, peft_groups, tying
 from whit.adapters.lora import CONFIG_NAME, WEIGHTS_NAME, LoraWeights
-from whit.adapters.tunable import BoundVector, bind
+from whit.adapters.tunable import BoundBasis, bind
 from whit.adapters.vector import VectorSpec, projections
 from whit.bases import Base, load_base
 from whit.errors import AdapterError, DamagedAdapter, WrongBase
@@ -71,7 +71,7 @@ def test_forward_and_gradients_are_pefts(
             layer.tinylora_P["default"].copy_(torch.from_numpy(P[at]))
         for group, parameter in theirs.base_model.tinylora_v["default"].items():
             parameter.copy_(v[int(group)])
-    bound = BoundVector(base, basis, spec)
+    bound = BoundBasis(base, basis, spec)
     try:
         with torch.no_grad():
             bound.v.copy_(v.reshape(-1))
