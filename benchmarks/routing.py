@@ -6,7 +6,8 @@ Fitted on the `route` set's train rows, scored once on dev. The weak model is ta
 the share of rows sent to the strong one. `at_threshold` is the operating point that `whit route fit` sets on train
 rows; `cost_at_95` is where the method's curve on dev first reaches 95 % of the strong model's quality. p-values are
 one-sided permutation tests of the area under the curve of quality by cost, and of the gain over random at the
-threshold's own cost (20,000 permutations); intervals are 95 % bootstrap intervals over dev rows.
+threshold's own cost (20,000 permutations); intervals are 95 % bootstrap intervals over dev rows. Over embeddings of
+`eeny` the way (logistic regression or nearest rows) is chosen by cross-validation on train rows.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from whit.routing.choosing import features, fit, learn, matrix, out_of_fold, qualities, read_fit_rows
+from whit.routing.choosing import by_way, features, fit, learn, matrix, out_of_fold, qualities, read_fit_rows
+from whit.routing.embedding import Embedder
 
 KEEP, DRAWS, PERMUTATIONS = 0.95, 2000, 20_000
 
@@ -65,9 +67,18 @@ def main() -> None:
     weak_dev, strong_dev = np.asarray(w, float), np.asarray(s, float)
     X, Z = matrix(prompts), matrix(held)
     choice = fit(prompts, weak, strong, keep_quality=KEEP)
+    embed = Embedder.load("eeny")
+    embedded = fit(prompts, weak, strong, keep_quality=KEEP, embed=embed)
+    assert embedded.space is not None
+    way = f"{embedded.space.neighbours or ''} {embedded.space.kind}".strip()
+    start = time.perf_counter()
+    vectors = np.concatenate([embed([prompt]) for prompt in held])  # one at a time, as the gateway does
+    each = (time.perf_counter() - start) / len(held)
     guesses = {
         "logistic (whit route fit)": np.array([choice.chance(prompt) for prompt in held]),
+        f"{way} over embeddings (--features embeddings)": embedded.space.chances(vectors),
         "knn": knn(X, weak, Z),
+        "knn over embeddings": by_way("knn", 25)(embed(prompts), weak, vectors),
         "shortest first": np.array([-features(prompt)[0] for prompt in held]),
     }
     assert np.allclose(guesses["logistic (whit route fit)"], learn(X, weak).predict_proba(Z)[:, 1], atol=1e-3)
@@ -91,19 +102,23 @@ def main() -> None:
              "interval": interval(cost_at, guess, weak_dev, strong_dev), "area": round(found, 4),
              "area of random": round(float(areas.mean()), 4), "p_value": beyond(areas, found)}
         )  # fmt: skip
-    sent = guesses["logistic (whit route fit)"] < choice.threshold
-    quality = float(np.where(sent, strong_dev, weak_dev).mean())
-    at_random = float(weak_dev.mean() + sent.mean() * gain.mean())
-    many = weak_dev.mean() + (sent[shuffled] * gain).sum(1) / n
+    for chosen, guess in zip((choice, embedded), guesses.values(), strict=False):
+        sent = guess < chosen.threshold
+        quality = float(np.where(sent, strong_dev, weak_dev).mean())
+        at_random = float(weak_dev.mean() + sent.mean() * gain.mean())
+        many = weak_dev.mean() + (sent[shuffled] * gain).sum(1) / n
+        rows.append(
+            {"features": chosen.features, "at_threshold": round(chosen.threshold, 4),
+             "cost": round(float(sent.mean()), 4), "share of strong's quality": round(quality / strong_dev.mean(), 4),
+             "interval": interval(lambda a, b, c: np.where(c, b, a).mean() / b.mean(), weak_dev, strong_dev, sent),
+             "random at that cost": round(at_random / strong_dev.mean(), 4),
+             "p_value": beyond(many, quality)}
+        )  # fmt: skip
+    on_train = area(out_of_fold(X, weak), np.asarray(weak, float), np.asarray(strong, float))
     rows.append(
-        {"at_threshold": round(choice.threshold, 4), "cost": round(float(sent.mean()), 4),
-         "share of strong's quality": round(quality / strong_dev.mean(), 4),
-         "interval": interval(lambda a, b, c: np.where(c, b, a).mean() / b.mean(), weak_dev, strong_dev, sent),
-         "random at that cost": round(at_random / strong_dev.mean(), 4),
-         "p_value": beyond(many, quality)}
+        {"seconds": round(time.process_time() - began, 1), "ms a prompt, embedding": round(1000 * each, 1),
+         "out-of-fold area on train": round(on_train, 4)}
     )  # fmt: skip
-    rows.append({"seconds": round(time.process_time() - began, 1), "out-of-fold area on train": round(
-        area(out_of_fold(X, weak), np.asarray(weak, float), np.asarray(strong, float)), 4)})  # fmt: skip
     for row in rows:
         print(json.dumps(row))
 

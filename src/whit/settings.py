@@ -1,8 +1,7 @@
 """Every option of every command, in one place: the source of flags, of `whit.toml`, of the reference and of cards.
 
-One frozen dataclass a command. A field's metadata holds its help and its limits; its default is the default
-everywhere. Names are spelt with `_` here, with `-` on the command line and either way in `whit.toml`. Knows
-nothing of what the commands do, and imports nothing heavy.
+One frozen dataclass a command. A field's metadata holds its help and its limits. Names are spelt with `_` here, with
+`-` on the command line and either way in `whit.toml`. Knows nothing of what commands do; imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -357,7 +356,8 @@ class RouteSettings:
     keep_quality: float = option(0.95, "fit: share of the strong tier's quality to keep.", least=0.0, most=1.0)
     out: Path | None = option(None, "fit: file to write (default: ROWS.choice.json); learn: folder (default: ROWS).")
     seed: int = option(0, "fit: seed of folds and intervals; learn: of everything.", least=0)
-    base: str = option("eeny", "learn: the base of the adapter that marks names, places and health.")
+    features: str = option("words", "fit: what it learns over.", choices=("words", "embeddings"))
+    base: str = option("eeny", "fit: whose embeddings; learn: the base of what marks names, places and health.")
     rank: int = option(12, "learn: its rank.", least=1, most=256)
     epochs: float = option(8.0, "learn: passes over the rows.", least=0.01)
     learning_rate: float = option(3e-3, "learn: size of a step.", least=1e-7, most=1.0)

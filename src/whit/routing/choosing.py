@@ -1,10 +1,11 @@
 """Which tier is enough: a learned guess of whether the smallest one does it, and a threshold that is calibrated.
 
-The predictor is a logistic regression over hashed words and word pairs and a few counts of the prompt; it runs here,
-in plain Python, and sends nothing. `fit` learns it from rows on which both tiers' answers are known to be right or
-wrong, and sets the threshold so that a stated share of the strong tier's quality is kept, by cross-validated guesses
-(never by guesses on the rows it was learned from). Learned routers often fail to beat simple ones: `docs/routing.md`
-says how ours does.
+The predictor is a logistic regression over hashed words and word pairs and a few counts of the prompt, in plain
+Python; or a logistic regression or the nearest rows over embeddings of a local base (`embedding`), whichever guesses
+better by cross-validation. It runs here and sends nothing. `fit` learns it from rows on which both tiers' answers are
+known to be right or wrong, and sets the threshold so that a stated share of the strong tier's quality is kept, by
+cross-validated guesses (never by guesses on the rows it was learned from). Learned routers often fail to beat simple
+ones: `docs/routing.md` says how ours does.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from whit.errors import DataError
 from whit.files import atomic_write
+from whit.routing.embedding import Embedder, Space, nearest, pack
 
+Guess = Callable[[Any, Sequence[bool], Any], Any]  # rows, which of them were right, other rows: chances of those
 BUCKETS = 4096
 FORMAT = 1
+# What is tried over embeddings: the strengths of a logistic regression, and numbers of nearest rows.
+WAYS = (*(("logistic", each) for each in (1, 10, 100, 1000)), *(("knn", each) for each in (5, 15, 25, 50)))
 _WORD = re.compile(r"[^\W\d_]+|\d+(?:[.,]\d+)*|[$%€£:/=+*]")
 
 
@@ -32,6 +37,7 @@ class Choice:
     """A predictor with its threshold: below it, the strongest tier is asked.
 
     `quality`, `interval` and `rivals` are of the rows it was learned from, by guesses that did not see each row.
+    With a `space` it is over embeddings, and `weights` and `bias` are not used.
     """
 
     weights: Mapping[int, float]
@@ -43,15 +49,25 @@ class Choice:
     interval: tuple[float, float]
     strong_share: float
     rivals: Mapping[str, float] = field(default_factory=dict)
+    space: Space | None = None
+
+    @property
+    def features(self) -> str:
+        """What it is learned over."""
+        return "words" if self.space is None else "embeddings"
 
     def chance(self, prompt: str) -> float:
-        """The guessed chance, 0 to 1, that the smallest tier answers this rightly."""
+        """The guessed chance, 0 to 1, that the smallest tier answers this rightly. With a `space`, raises as it."""
+        if self.space is not None:
+            return self.space.chance(prompt)
         total = self.bias + sum(self.weights.get(place, 0.0) * value for place, value in features(prompt).items())
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, total))))
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON. It holds weights of hashed words and no rows."""
+        """Write it as JSON. It holds weights of hashed words or of coordinates, and no rows; of nearest rows their
+        embeddings."""
         plain = {**vars(self), "format": FORMAT, "weights": {str(key): value for key, value in self.weights.items()}}
+        plain["space"] = asdict(self.space) if self.space else None
         atomic_write(path, json.dumps(plain, indent=1) + "\n")
 
 
@@ -64,6 +80,8 @@ def load_choice(path: str | Path) -> Choice:
         given["weights"] = {int(key): float(value) for key, value in given["weights"].items()}
         given["interval"] = tuple(map(float, given["interval"]))
         given["rivals"] = {str(key): float(value) for key, value in given.get("rivals", {}).items()}
+        if space := given.get("space"):
+            given["space"] = Space(**{**space, "weights": tuple(map(float, space["weights"]))})
         found = Choice(**given)
         if not all(math.isfinite(value) for value in (found.bias, found.threshold, *found.weights.values())):
             raise ValueError("with numbers that are not finite")
@@ -111,8 +129,29 @@ def learn(X: Any, y: Sequence[bool], strength: float = 1.0) -> Any:
     return LogisticRegression(C=strength, max_iter=1000).fit(X, [int(each) for each in y])
 
 
-def out_of_fold(X: Any, y: Sequence[bool], *, strength: float = 1.0, folds: int = 5, seed: int = 0) -> Any:
-    """For each row the chance guessed by a model that did not see it."""
+def by_words(X: Any, y: Sequence[bool], Z: Any) -> Any:
+    """The chances of rows `Z` by a logistic regression learned from others."""
+    return learn(X, y).predict_proba(Z)[:, 1]
+
+
+def by_way(kind: str, size: float) -> Guess:
+    """One of `WAYS` as what guesses the chances of rows from others."""
+    if kind == "knn":
+        return lambda X, y, Z: nearest(X, y, Z, int(size))
+    return lambda X, y, Z: learn(X, y, size).predict_proba(Z)[:, 1]
+
+
+def best_way(X: Any, y: Sequence[bool], *, seed: int = 0) -> tuple[str, float]:
+    """The one of `WAYS` whose guesses at rows it did not see are nearest to the truth (Brier, 1950)."""
+    import numpy as np
+
+    truth = np.asarray(y, float)
+    missed = {way: float(((out_of_fold(X, y, by_way(*way), seed=seed) - truth) ** 2).mean()) for way in WAYS}
+    return min(missed, key=missed.__getitem__)
+
+
+def out_of_fold(X: Any, y: Sequence[bool], guess: Guess = by_words, *, folds: int = 5, seed: int = 0) -> Any:
+    """For each row the chance guessed from rows that are not it."""
     import numpy as np
 
     found = np.zeros(len(y))
@@ -120,7 +159,7 @@ def out_of_fold(X: Any, y: Sequence[bool], *, strength: float = 1.0, folds: int 
     labels = np.asarray(y, dtype=bool)
     for held in np.array_split(order, folds):
         rest = np.setdiff1d(order, held)
-        found[held] = learn(X[rest], list(labels[rest]), strength).predict_proba(X[held])[:, 1]
+        found[held] = guess(X[rest], list(labels[rest]), X[held])
     return found
 
 
@@ -134,12 +173,13 @@ def qualities(chances: Any, weak: Any, strong: Any) -> tuple[Any, Any]:
 
 
 def fit(prompts: Sequence[str], weak: Sequence[bool], strong: Sequence[bool], *, keep_quality: float,
-        seed: int = 0) -> Choice:  # fmt: skip
+        seed: int = 0, embed: Embedder | None = None) -> Choice:  # fmt: skip
     """Learn a choice that keeps `keep_quality` of the strong tier's share of right answers.
 
     The threshold is the one that sends fewest rows to the strong tier while the quality of out-of-fold guesses
     reaches the stated share; `interval` is a 95 % bootstrap interval of that quality over the strong tier's.
-    Raises `DataError` where the rows cannot teach.
+    With `embed` it learns over embeddings; the one of `WAYS` is chosen by other folds of the same rows, so that the
+    interval leaves out what little that choice flatters it. Raises `DataError` where the rows cannot teach.
     """
     import numpy as np
 
@@ -147,8 +187,15 @@ def fit(prompts: Sequence[str], weak: Sequence[bool], strong: Sequence[bool], *,
         raise DataError(f"{len(prompts)} rows are too few to learn a choice from: 40 at least")
     if len(set(weak)) < 2:
         raise DataError("the smallest tier is always right or always wrong on these rows: there is nothing to learn")
-    X, y = matrix(prompts), [bool(each) for each in weak]
-    chances = out_of_fold(X, y, seed=seed)
+    y = [bool(each) for each in weak]
+    guess: Guess = by_words
+    if embed is None:
+        X = matrix(prompts)
+    else:
+        X = embed(prompts)
+        way = best_way(X, y, seed=seed + 1)
+        guess = by_way(*way)
+    chances = out_of_fold(X, y, guess, seed=seed)
     w, s = np.asarray(weak, float), np.asarray(strong, float)
     curve, order = qualities(chances, w, s)
     ranked = chances[order]
@@ -161,14 +208,28 @@ def fit(prompts: Sequence[str], weak: Sequence[bool], strong: Sequence[bool], *,
     right = np.where(to_strong, s, w)
     draws = np.random.default_rng(seed).integers(0, len(y), (2000, len(y)))
     ratios = right[draws].mean(1) / np.maximum(s[draws].mean(1), 1e-9)
-    model = learn(X, y)
-    weights = {at: round(float(value), 6) for at, value in enumerate(model.coef_[0]) if abs(value) > 1e-6}
+    weights, bias = _words(X, y) if embed is None else ({}, 0.0)
     low, high = np.quantile(ratios, [0.025, 0.975])
     return Choice(
-        weights, float(model.intercept_[0]), threshold, keep_quality, len(y),
+        weights, bias, threshold, keep_quality, len(y),
         float(right.mean() / max(s.mean(), 1e-9)), (float(low), float(high)), float(to_strong.mean()),
-        against(to_strong, w, s, keep_quality, seed=seed),
+        against(to_strong, w, s, keep_quality, seed=seed), None if embed is None else _space(embed, X, y, *way),
     )  # fmt: skip
+
+
+def _words(X: Any, y: Sequence[bool]) -> tuple[dict[int, float], float]:
+    model = learn(X, y)
+    weights = {at: round(float(value), 6) for at, value in enumerate(model.coef_[0]) if abs(value) > 1e-6}
+    return weights, float(model.intercept_[0])
+
+
+def _space(embed: Embedder, X: Any, y: Sequence[bool], kind: str, size: float) -> Space:
+    name, fingerprint = embed.name, embed.fingerprint
+    if kind == "knn":
+        return Space(name, fingerprint, kind, neighbours=int(size), points=pack(X),
+                     labels="".join("01"[each] for each in y))  # fmt: skip
+    model = learn(X, y, size)
+    return Space(name, fingerprint, kind, tuple(float(each) for each in model.coef_[0]), float(model.intercept_[0]))
 
 
 def against(to_strong: Any, weak: Any, strong: Any, keep_quality: float, *, seed: int = 0) -> dict[str, float]:

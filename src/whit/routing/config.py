@@ -111,6 +111,7 @@ class Config:
     largest_answer: int = 8_388_608
     ledger: str = field(default="route.db", repr=False)
     choice: Path | None = None
+    choice_timeout: float = 2.0
     min_confidence: float | None = None
     sample: float = 0.0
 
@@ -180,6 +181,7 @@ def read_config(path: str | Path, environment: Mapping[str, str] | None = None) 
         largest_answer=gateway.get("largest_answer", int, 8_388_608, least=1024, most=1 << 28) or 0,
         ledger=_ledger(gateway, path.parent, environment),
         choice=path.parent / choice if choice else None,
+        choice_timeout=gateway.get("choice_timeout", float, 2.0, least=0.001, most=60) or 2.0,
         min_confidence=gateway.get("min_confidence", float, least=0, most=1),
         sample=gateway.get("sample", float, 0.0, least=0, most=1) or 0.0,
     )

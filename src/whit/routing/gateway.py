@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from whit.routing.detection.scanner import Hook, Scanner
 from whit.routing.errors import Refused, TierFailed
 from whit.routing.ledger import Ledger, Record
 from whit.routing.metrics import Metrics
-from whit.routing.planning import Signals, declared, overlap, plan, same, sampled, signals_of
+from whit.routing.planning import Signals, declared, guess, overlap, plan, same, sampled, signals_of
 from whit.routing.request import ChatRequest
 from whit.routing.resilience import Breaker, Budgets, Reservation, pause
 from whit.routing.tiers.answer import Ask, End, Piece, text_of
@@ -50,6 +51,10 @@ class State:
         }
         self.breakers = {tier.name: Breaker() for tier in config.tiers}
         self.choice: Choice | None = load_choice(config.choice) if config.choice else None
+        self.thinking: ThreadPoolExecutor | None = None
+        if self.choice is not None and self.choice.space is not None:
+            self.choice.space.ready()
+            self.thinking = ThreadPoolExecutor(1, "whit-choice")
 
     def client(self, tier: str, cleared: Cleared) -> LocalClient | RemoteClient:
         """A client for one request. Raises `NotCleared`."""
@@ -61,6 +66,8 @@ class State:
         """Once its last request ended, close what it holds."""
         while self.users:
             await asyncio.sleep(0.05)
+        if self.thinking is not None:
+            self.thinking.shutdown(wait=False, cancel_futures=True)
         for room in self.rooms.values():
             await room.close()
         for wire in self.wires.values():
@@ -154,7 +161,8 @@ class Gateway:
             raise
 
     async def _first(self, state: State, case: _Case) -> Served:
-        order, reason = plan(state, case.request, case.cleared, case.route)
+        chance = await guess(state, case.request, case.cleared, case.route, case.until)
+        order, reason = plan(state, case.request, case.cleared, case.route, chance)
         kept: tuple[str, list[Piece | End]] | None = None
         last: Refused | None = None
         signals = signals_of(state.config, case.route)

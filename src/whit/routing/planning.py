@@ -7,8 +7,10 @@ asked.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -91,8 +93,40 @@ def declared(config: Config, tenant: Tenant, label: str | None, route: Route | N
     return found
 
 
-def plan(state: State, request: ChatRequest, cleared: Cleared, route: Route | None) -> tuple[list[str], str]:
-    """The tiers to ask, in order, and why the first is first: dearer ones next, then cheaper ones."""
+def guessed(state: State, request: ChatRequest, cleared: Cleared, route: Route | None) -> bool:
+    """Whether the learned guess says which of the allowed tiers is asked first."""
+    if state.choice is None or (route is not None and route.start is not None):
+        return False
+    names = [tier.name for tier in state.config.tiers]
+    return request.model not in names and sum(map(cleared.clearance.allows, names)) > 1
+
+
+async def guess(
+    state: State, request: ChatRequest, cleared: Cleared, route: Route | None, until: float
+) -> float | None:
+    """The chance that the smallest tier does it; None where nobody asks for it, or where it failed or took too long.
+
+    It is computed in this process, and only chooses among the tiers that the clearance allows.
+    """
+    if state.choice is None or not guessed(state, request, cleared, route):
+        return None
+    prompt = request.prompt()
+    if state.thinking is None:
+        return state.choice.chance(prompt)
+    try:
+        async with asyncio.timeout(min(state.config.choice_timeout, until - time.monotonic())):
+            return await asyncio.get_running_loop().run_in_executor(state.thinking, state.choice.chance, prompt)
+    except Exception:  # whatever failed there: without a guess the request goes on as if none were configured
+        return None
+
+
+def plan(
+    state: State, request: ChatRequest, cleared: Cleared, route: Route | None, chance: float | None = None
+) -> tuple[list[str], str]:
+    """The tiers to ask, in order, and why the first is first: dearer ones next, then cheaper ones.
+
+    `chance` is what `guess` found.
+    """
     allowed = [tier.name for tier in state.config.tiers if cleared.clearance.allows(tier.name)]
     if not allowed:
         return [], "no tier is allowed"
@@ -102,8 +136,10 @@ def plan(state: State, request: ChatRequest, cleared: Cleared, route: Route | No
         start, reason = _from(allowed, names, request.model), f"the client asked for {request.model}"
     elif route is not None and route.start is not None:
         start, reason = _from(allowed, names, route.start), f"route {route.name} starts at {route.start}"
+    elif chance is None:
+        if guessed(state, request, cleared, route):
+            reason = "the smallest tier that is allowed, for the learned guess failed"
     elif state.choice is not None:
-        chance = state.choice.chance(request.prompt())
         if chance < state.choice.threshold:
             start = len(allowed) - 1
         reason = f"chance {chance:.2f} that the smallest does it, threshold {state.choice.threshold:.2f}"

@@ -122,18 +122,22 @@ class FitResult:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        choice = self.choice
+        choice, space = self.choice, self.choice.space
         return {
-            "contract": common.CONTRACT, "out": str(self.out), "rows": choice.rows, "threshold": choice.threshold,
-            "keep_quality": choice.keep_quality, "quality": choice.quality, "interval": list(choice.interval),
-            "strong_share": choice.strong_share, "rivals": dict(choice.rivals),
+            "contract": common.CONTRACT, "out": str(self.out), "rows": choice.rows, "features": choice.features,
+            "base": space.base if space else None, "way": space.kind if space else "logistic",
+            "threshold": choice.threshold, "keep_quality": choice.keep_quality, "quality": choice.quality,
+            "interval": list(choice.interval), "strong_share": choice.strong_share, "rivals": dict(choice.rivals),
         }  # fmt: skip
 
     def to_text(self) -> str:
         """What it keeps, what simple ways would do, and where it is."""
         low, high = self.choice.interval
         reached = "" if low >= self.choice.keep_quality else " (the interval reaches below what was asked for)"
+        space = self.choice.space
+        near = f"the nearest {space.neighbours} rows" if space and space.kind == "knn" else "logistic regression"
         return (
+            f"learned over {f'embeddings of {space.base}' if space else 'words'}, by {near}\n"
             f"{self.choice.strong_share:.1%} of {self.choice.rows:,} rows go to the strong tier and keep "
             f"{self.choice.quality:.1%} of its quality, 95 % interval {low:.1%} to {high:.1%}{reached}\n"
             f"{self._rivals()}"
@@ -160,7 +164,13 @@ def fit(where: str, settings: RouteSettings, talk: Talk) -> FitResult:
 
     path = Path(where)
     prompts, weak, strong = read_fit_rows(path)
-    choice = learn(prompts, weak, strong, keep_quality=settings.keep_quality, seed=settings.seed)
+    embed = None
+    if settings.features == "embeddings":
+        from whit.routing.embedding import Embedder
+
+        with talk.task(f"Loading {settings.base}"):
+            embed = Embedder.load(settings.base)
+    choice = learn(prompts, weak, strong, keep_quality=settings.keep_quality, seed=settings.seed, embed=embed)
     out = settings.out or path.with_name(f"{path.stem}.choice.json")
     choice.save(out)
     return FitResult(choice, out)
