@@ -27,7 +27,9 @@ def test_computing_twice_gives_the_same_gradients(
     kind: str,
     packed: int,
 ) -> None:
-    monkeypatch.setattr(sft, "_PACKED", packed)  # with 8, the rows' shared prefix goes through a cache
+    monkeypatch.setattr(
+        sft, "packed_limit", lambda base: packed
+    )  # with 8, the rows' shared prefix goes through a cache
     bound, batch = tune(kind), collate(encode(6))
     with torch.no_grad():
         for parameter in bound.parameters():

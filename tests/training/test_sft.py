@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,8 +92,7 @@ def test_padding_changes_nothing(base: Base, encode: Encode) -> None:
 def test_a_shared_prefix_is_computed_once_with_the_same_result(
     base: Base, tune: Tune, encode: Encode, monkeypatch: pytest.MonkeyPatch, kind: str, packed: bool
 ) -> None:
-    if not packed:
-        monkeypatch.setattr(sft, "_PACKED", 0)
+    monkeypatch.setattr(sft, "packed_limit", lambda base: 1024 if packed else 0)
     system = encode(1)[0].prompt_ids[:1] * 3 + list(range(20, 40))
     rows = [replace(row, prompt_ids=[*system, *row.prompt_ids]) for row in encode(6)]
     rows[2] = replace(rows[2], completion_ids=[7, 8, 9, *rows[2].completion_ids])
@@ -123,6 +123,13 @@ def test_a_large_batch_is_never_packed(base: Base, encode: Encode, monkeypatch: 
     monkeypatch.setattr(sft, "pack", lambda batch: pytest.fail("packed"))
     with torch.no_grad():
         assert bool(loss_of(base, collate(rows)).isfinite().all())
+
+
+def test_a_narrow_base_packs_less(base: Base) -> None:
+    narrow = sft.packed_limit(base)
+    wide = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(hidden_size=576, intermediate_size=1536)))
+    assert narrow < 100
+    assert sft.packed_limit(wide) == 1024  # type: ignore[arg-type]
 
 
 def test_what_is_kept_is_the_mean_of_the_last_steps(base: Base, tune: Tune, encode: Encode) -> None:

@@ -28,7 +28,7 @@ from whit.training.loop import Loop, Pace, Trained, under
 from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
 
 _AVERAGE = 8  # the mean of the numbers that is scored and kept goes over about the last ninth of the steps so far
-_PACKED = 1024  # tokens; one sequence of more would spend its time on attention between rows that is masked out
+_PACKED = 1024  # tokens; no longer sequence is packed
 _SHARED_PREFIX = 8  # tokens; a shorter one is not worth a pass of its own
 LEARNING_RATES = {
     ("xs", "adam"): 3.5e-2,
@@ -92,9 +92,18 @@ def logits_of(base: Base, batch: Batch) -> torch.Tensor:
         hidden = decoder(input_ids=batch.tokens.to(device), attention_mask=None, use_cache=False).last_hidden_state
         wanted = hidden[at[:, 0], at[:, 1]]
     else:
-        wanted = _packed(base, batch, window) if length <= _PACKED else _after_prefix(base, batch)
+        wanted = _packed(base, batch, window) if length <= packed_limit(base) else _after_prefix(base, batch)
     logits: torch.Tensor = base.model.get_output_embeddings()(wanted)
     return logits
+
+
+def packed_limit(base: Base) -> int:
+    """The tokens up to which rows are packed: beyond, attention between rows (masked out) costs more than padding.
+
+    Attention takes 4·L·h multiplications a token and layer, projections about h·(2h + 3f); the former may be as many.
+    """
+    config = base.model.config
+    return min(_PACKED, (2 * config.hidden_size + 3 * config.intermediate_size) // 4)
 
 
 def _packed(base: Base, batch: Batch, window: int | None) -> torch.Tensor:
