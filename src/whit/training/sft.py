@@ -103,7 +103,7 @@ def packed_limit(base: Base) -> int:
     Attention takes 4·L·h multiplications a token and layer, projections about h·(2h + 3f); the former may be as many.
     """
     config = base.model.config
-    return min(_PACKED, (2 * config.hidden_size + 3 * config.intermediate_size) // 4)
+    return min(_PACKED, (2 * int(config.hidden_size) + 3 * int(config.intermediate_size)) // 4)
 
 
 def _packed(base: Base, batch: Batch, window: int | None) -> torch.Tensor:
