@@ -4,9 +4,9 @@
     python benchmarks/gateway.py latency --requests 2000
     python benchmarks/gateway.py rate --requests 6000 --clients 100
 
-`latency` (one client) and `rate` (many) run an upstream stub, a plain reverse proxy of the same libraries (uvicorn,
-httpx2) and the gateway, each in its own process on this machine, in turns, and ask them by bare sockets. `canary` is
-in `gateway_canary.py`.
+`latency` (one client) and `rate` (many) run an upstream stub, a plain reverse proxy of the same libraries (uvicorn on
+httptools, aiohttp's client) and the gateway, each in its own process on this machine, in turns, and ask them by bare
+sockets. `canary` is in `gateway_canary.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx2
+import aiohttp
 from gateway_canary import ANSWER, Fake, canary
 
 TIERS = """
@@ -42,6 +42,7 @@ concurrency = 256
 ledger = "ledger.db"
 """
 ROUNDS = 5
+HOP = (b"connection", b"transfer-encoding", b"keep-alive", b"date", b"server")
 BODY = {"model": "paid", "messages": [{"role": "user", "content": "Where does the river begin? " * 8}]}
 
 
@@ -58,24 +59,33 @@ async def stub(scope: Any, receive: Any, send: Any) -> None:
 
 
 def proxy(url: str) -> Any:
-    """A plain reverse proxy: reads, passes on, passes back."""
-    client = httpx2.AsyncClient(
-        trust_env=False, timeout=60, limits=httpx2.Limits(max_connections=256, max_keepalive_connections=256)
-    )
+    """A plain reverse proxy: reads, passes on, passes back. Its client is the gateway's, set up as it is there."""
+    client: Any = None
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal client
         if scope["type"] != "http":
             return
         content, more = b"", True
         while more:
             message = await receive()
             content, more = content + message.get("body", b""), message.get("more_body", False)
-        found = await client.post(
-            url + "/chat/completions", content=content, headers={"content-type": "application/json"}
-        )
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(found.content)).encode())]
-        await send({"type": "http.response.start", "status": found.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": found.content})
+        if client is None:
+            client = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+            )
+        headers = [
+            (name.decode(), value.decode())
+            for name, value in scope["headers"]
+            if name not in (*HOP, b"host", b"content-length")
+        ]
+        asked = client.post(url + "/chat/completions", data=content, headers=headers, allow_redirects=False)
+        async with asked as found:
+            passed = [(name.lower(), value) for name, value in found.raw_headers if name.lower() not in HOP]
+            await send({"type": "http.response.start", "status": found.status, "headers": passed})
+            async for chunk in found.content.iter_any():  # as it comes: most answers of such a server are streams
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     return app
 
@@ -86,7 +96,8 @@ def serve(what: str, port: int, url: str) -> None:
 
     if what != "gateway":
         uvicorn.run(stub if what == "stub" else proxy(url), port=port, log_level="error", access_log=False,
-                    lifespan="off", timeout_keep_alive=300)  # fmt: skip
+                    lifespan="off", timeout_keep_alive=300, http="httptools",
+                    proxy_headers=False)  # fmt: skip
         return
     from whit.routing.config import read_config
     from whit.routing.gateway import Gateway

@@ -15,11 +15,9 @@ import codecs
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import httpx2
 
 from whit.routing.app import App
 from whit.routing.config import Tier, read_config
@@ -205,13 +203,22 @@ async def one(name: str, folder: Path) -> str | None:
     left: list[bytes] = []
     answer = 200
 
-    async def remote(request: httpx2.Request) -> httpx2.Response:
-        content = await request.aread()
-        left.append(str(request.url).encode() + content + request.headers.get("authorization", "").encode())
-        if answer != 200:
-            told = {"error": {"message": f"bad key {KEYS['STRONG_KEY']} at {request.url}"}}
-            return httpx2.Response(answer, headers={"location": "https://evil.example/"}, json=told)
-        return httpx2.Response(200, json={"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]})
+    class Remote:
+        status, headers, said = 200, {"content-type": "application/json"}, b""
+
+        async def post(self, url: str, headers: Mapping[str, str], content: bytes) -> Remote:
+            left.append(url.encode() + content + headers.get("authorization", "").encode())
+            self.status, told = answer, {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
+            if answer != 200:
+                told = {"error": {"message": f"bad key {KEYS['STRONG_KEY']} at {url}"}}  # type: ignore[dict-item]
+                self.headers = {**self.headers, "location": "https://evil.example/"}
+            self.said = json.dumps(told).encode()
+            return self
+
+        async def chunks(self) -> AsyncIterator[bytes]:
+            yield self.said
+
+        def close(self) -> None: ...
 
     def load(tier: Tier) -> Fake:
         return Fake()
@@ -219,7 +226,7 @@ async def one(name: str, folder: Path) -> str | None:
     (folder / "tiers.toml").write_text(TIERS)
     config = read_config(folder / "tiers.toml", KEYS)
     for headers, body in ATTACKS[name]():
-        app = App(Gateway(config, load_local=load, transport=httpx2.MockTransport(remote)))
+        app = App(Gateway(config, load_local=load, transport=Remote()))
         given = list(headers.items()) if isinstance(headers, dict) else headers
         answer = int(dict(given).get("x-test-answer", 200))
         said = await ask(app, given, body if isinstance(body, bytes) else json.dumps(body).encode())

@@ -6,19 +6,24 @@ import base64
 import gzip
 import html
 import json
+import re
 import time
 import unicodedata
 import urllib.parse
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from whit.data import secrets
 from whit.data.secrets import luhn
 from whit.routing.config import Detection
 from whit.routing.detection import finders, normalise, numbers
 from whit.routing.detection.scanner import Scanner, read_adapter_answer
+from whit.routing.detection.view import Span, View
 
 SCANNER = Scanner(Detection(terms=("Projekt Nachtigall", "Zürich")))
 CARD = "4111111111111111"
@@ -169,7 +174,7 @@ def test_every_card_number_is_seen_in_groups_of_four(prefix: str, body: int, bet
     digits = (prefix + str(body).zfill(15))[: length - 1]
     digits += next(c for c in "0123456789" if luhn(digits + c))
     grouped = between.join(digits[at : at + 4] for at in range(0, length, 4))
-    assert list(numbers.cards(f"pay with {grouped} now"))
+    assert list(numbers.cards(View(f"pay with {grouped} now")))
 
 
 @given(st.text(max_size=300))
@@ -206,23 +211,74 @@ _PIECES = st.sampled_from([
 _TEXTS = st.lists(st.one_of(_PIECES, st.text(max_size=6)), max_size=14).map("".join)
 
 
+# The same patterns, looked for everywhere: what the quick ones are tested against.
+def emails_slowly(text: str) -> Iterator[Span]:
+    for shape in (finders._EMAIL, finders._SPOKEN):
+        yield from (match.span() for match in shape.finditer(text))
+
+
+def keys_slowly(text: str) -> Iterator[Span]:
+    for shape in secrets._KEYS.shapes:
+        yield from (match.span() for match in shape.pattern.finditer(text))
+    for shape in finders._KEYS.shapes:
+        yield from finders._private(text, (match.span() for match in shape.pattern.finditer(text)))
+
+
+def addresses_slowly(text: str) -> Iterator[Span]:
+    for shape in (finders._IP4, finders._IP6):
+        yield from finders._addresses(shape, text, [(0, len(text))])
+
+
+_RUN = re.compile(r"(?<!\d)\d+(?:[ \t\r\n._,;:/|*'\"()+-]{1,3}\d+)*")
+
+
+def cards_slowly(text: str) -> Iterator[Span]:
+    for run in _RUN.finditer(text):
+        groups = [found.span() for found in re.finditer(r"\d+", run.group())]
+        for start, stop in numbers._cards(groups, re.sub(r"\D", "", run.group())):
+            yield run.start() + start, run.start() + stop
+
+
+def phones_slowly(text: str) -> Iterator[Span]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(View, "chains", lambda view, between, most, least: [[(0, len(view.text))]])
+        yield from finders.phones(View(text), ("US", "GB"))
+
+
+def documents_slowly(text: str) -> Iterator[Span]:
+    yield from (match.span(1) for match in numbers._DOCUMENT.finditer(text))
+
+
+def ibans_slowly(text: str) -> Iterator[Span]:
+    for match in numbers._IBAN.finditer(text):
+        yield from numbers._iban(text, match)
+
+
+def national_ids_slowly(text: str) -> Iterator[Span]:
+    shapes = [(shape, check) for _, shape, check, _ in (*numbers._DIGITS, *numbers._NAMED)]
+    for shape, check in (*shapes, (numbers._CODICE, numbers._codice_fiscale)):
+        yield from numbers._held(shape.finditer(text), check)
+
+
 @given(_TEXTS)
 @settings(max_examples=400, deadline=None)
 def test_looking_first_misses_nothing(text: str) -> None:
     for quick, slow in (
-        (numbers.national_ids, numbers.national_ids_slowly), (numbers.documents, numbers.documents_slowly),
-        (finders.keys, finders.keys_slowly), (finders.addresses, finders.addresses_slowly),
-        (finders.emails, finders.emails_slowly),
+        (numbers.national_ids, national_ids_slowly), (numbers.documents, documents_slowly),
+        (numbers.ibans, ibans_slowly), (finders.keys, keys_slowly), (finders.addresses, addresses_slowly),
+        (finders.emails, emails_slowly), (numbers.cards, cards_slowly),
+        (partial(finders.phones, regions=("US", "GB")), phones_slowly),
     ):  # fmt: skip
         try:
             wanted = set(slow(text))
         except (ValueError, IndexError, KeyError):  # a check that breaks on a letter of another script fails a scan
             with pytest.raises((ValueError, IndexError, KeyError)):
-                set(quick(text))
+                set(quick(View(text)))
             continue
-        assert set(quick(text)) == wanted
+        assert set(quick(View(text))) == wanted
     hexadecimals = {match.span() for match in normalise._HEX.finditer(text)}
     assert {match.span() for match in normalise.hexadecimals(text)} == hexadecimals
+    assert list(normalise.base64s(text)) == [match.group() for match in normalise._BASE64.finditer(text)]
 
 
 @given(st.text(max_size=200))

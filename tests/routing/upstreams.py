@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import httpx2
 
 from whit.data.rows import Turn
 from whit.routing.app import App
 from whit.routing.config import Config, Tier, read_config
 from whit.routing.gateway import Gateway
 from whit.routing.tiers.answer import End
+from whit.routing.tiers.transport import BrokenOff, Unreachable
 
 TIERS = """\
 [[tier]]
@@ -89,54 +88,68 @@ class Upstream:
     urls: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
-    def transport(self) -> httpx2.AsyncBaseTransport:
-        return httpx2.MockTransport(self.handle)
+    def transport(self) -> FakeTransport:
+        return FakeTransport(self.handle)
 
-    async def handle(self, request: httpx2.Request) -> httpx2.Response:
-        content = await request.aread()
-        self.urls.append(str(request.url))
-        self.received.append(str(request.url).encode() + repr(request.headers.raw).encode() + content)
+    async def handle(self, url: str, headers: Mapping[str, str], content: bytes) -> Answer:
+        self.urls.append(url)
+        self.received.append(url.encode() + repr(headers).encode() + content)
         self.bodies.append(json.loads(content))
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "connect":
-            raise httpx2.ConnectError("canary-connect")
+            raise Unreachable("canary-connect")
         if fault == "reset":
-            raise httpx2.ReadError("canary-reset")
+            raise BrokenOff("canary-reset")
         if fault == "slow":
             await asyncio.sleep(30)
         if fault.isdigit():
-            return httpx2.Response(
-                int(fault), headers={"location": "https://elsewhere.example/"}, json={"error": "key"}
-            )
+            return Answer([b'{"error": "key"}'], int(fault), location="https://elsewhere.example/")
         if fault == "html":
-            return httpx2.Response(200, headers={"content-type": "text/html"}, content=b"<html>")
+            return Answer([b"<html>"], kind="text/html")
         if fault == "broken":
-            return httpx2.Response(200, headers={"content-type": "application/json"}, content=b'{"choices": [')
+            return Answer([b'{"choices": ['])
         if fault == "huge":
-            return httpx2.Response(200, headers={"content-type": "application/json"}, content=b" " * 20_000_000)
+            return Answer([b" " * 20_000_000])
         echo = (
             self.says.replace("ECHO", self.bodies[-1]["messages"][-1]["content"]) if "ECHO" in self.says else self.says
         )
-        anthropic = "strong" in str(request.url)
+        anthropic = "strong" in url
         if self.bodies[-1].get("stream"):
             events = _anthropic_events(echo) if anthropic else _openai_events(echo)
             if fault == "cut":
                 events = events[: len(events) // 2]
             if fault == "endless":
                 events = events[:2] * 5000
-            stream = _Events(events)
-            return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=stream)
-        return httpx2.Response(200, json=_anthropic_whole(echo) if anthropic else _openai_whole(echo))
+            return Answer(events, kind="text/event-stream")
+        return Answer([json.dumps(_anthropic_whole(echo) if anthropic else _openai_whole(echo)).encode()])
 
 
-class _Events(httpx2.AsyncByteStream):
-    def __init__(self, events: list[bytes]) -> None:
-        self.events = events
+class Answer:
+    """A remote tier's answer, piece by piece."""
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for event in self.events:
+    def __init__(self, pieces: list[bytes], status: int = 200, kind: str = "application/json", **more: str) -> None:
+        self.pieces, self.status, self.headers = pieces, status, {"content-type": kind, **more}
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for piece in self.pieces:
             await asyncio.sleep(0)
-            yield event
+            yield piece
+
+    def close(self) -> None:
+        self.pieces = []
+
+
+class FakeTransport:
+    """Asks a function instead of a socket."""
+
+    def __init__(self, handle: Callable[[str, Mapping[str, str], bytes], Awaitable[Answer]]) -> None:
+        self.handle = handle
+
+    async def post(self, url: str, headers: Mapping[str, str], content: bytes) -> Answer:
+        return await self.handle(url, headers, content)
+
+    async def close(self) -> None:
+        return
 
 
 def _openai_whole(text: str) -> dict[str, Any]:

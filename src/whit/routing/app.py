@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
+import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -20,7 +20,7 @@ from typing import Any
 from whit.routing.config import Tenant, is_loopback
 from whit.routing.errors import Refused
 from whit.routing.gateway import Gateway, Served
-from whit.routing.request import ChatRequest, read_request
+from whit.routing.request import ChatRequest, compact, read_request
 from whit.routing.resilience import Idempotency
 from whit.routing.tiers.answer import End, Piece
 
@@ -28,6 +28,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+_BODY_SECONDS = 30.0
 _SINGLE = ("authorization", "x-whit-label", "x-whit-timeout", "idempotency-key", "host", "content-type", "origin")
 
 
@@ -116,40 +117,50 @@ class App:
             await send(message)
 
         try:
-            await self._answer(request, tenant, label, seconds, receive, keep)
+            if not await self._answer(request, tenant, label, seconds, receive, keep):
+                raise Refused(499, "client_left", "the client left")
             kept.set_result(said)
         except BaseException as error:
             self.idempotency.forget(tenant.name, key)
-            if isinstance(error, Refused):
-                kept.set_exception(error)
-                kept.exception()  # nobody may be waiting for it
-            else:
+            if not isinstance(error, Refused) or error.code == "client_left":
                 kept.set_exception(Refused(409, "idempotency_error", "the first request with this key was cut off"))
-                kept.exception()
+            else:
+                kept.set_exception(error)
+            kept.exception()  # nobody may be waiting for it
             raise
 
     async def _answer(
         self, request: ChatRequest, tenant: Tenant, label: str | None, seconds: float | None, receive: Receive,
         send: Send,
-    ) -> None:  # fmt: skip
-        """Answer, unless the client leaves first: then the work ends too."""
-        work = asyncio.ensure_future(self._work(request, tenant, label, seconds, send))
+    ) -> bool:  # fmt: skip
+        """Answer, unless the client leaves first: then the work ends too. Whether it was answered."""
+        here = asyncio.current_task()
+        left = False
+
+        def leave(watch: asyncio.Task[None]) -> None:
+            nonlocal left
+            if here is not None and not watch.cancelled():
+                left = True
+                here.cancel()
+
         gone = asyncio.ensure_future(_left(receive))
+        gone.add_done_callback(leave)
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+            await self._work(request, tenant, label, seconds, send)
+            return True
+        except asyncio.CancelledError:
+            if here is None or not left or here.uncancel() > 0:
+                raise
+            return False
         finally:
+            gone.remove_done_callback(leave)
             gone.cancel()
-            work.cancel()
 
     async def _work(
         self, request: ChatRequest, tenant: Tenant, label: str | None, seconds: float | None, send: Send
     ) -> None:
         served = await self.gateway.serve(request, tenant, label, seconds)
-        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.tier}
+        head = {"id": f"chatcmpl-{random.getrandbits(96):024x}", "created": int(time.time()), "model": served.tier}
         async with aclosing(served.pieces) as pieces:  # type: ignore[type-var]
             if request.stream:
                 await _stream(send, pieces, head, request, served)
@@ -195,9 +206,14 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 async def _body(receive: Receive, most: int) -> bytes:
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size, until = 0, asyncio.get_running_loop().time() + _BODY_SECONDS
     while True:
-        message = await receive()
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError as error:
+            raise Refused(408, "request_timeout", "the body did not come in time") from error
         if message["type"] == "http.disconnect":
             raise Refused(499, "client_left", "the client left")
         parts.append(message.get("body", b""))
@@ -258,7 +274,7 @@ async def _stream(
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
             await send({"type": "http.response.start", "status": 200, "headers": headers + _raw(_about(served))})
             started = True
-        text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+        text = data if isinstance(data, str) else compact(data)
         await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
 
     def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
@@ -290,12 +306,17 @@ def _usage(end: End) -> dict[str, int]:
 
 
 def _about(served: Served) -> dict[str, str]:
-    reason = "".join(c if c.isascii() and c.isprintable() else "?" for c in served.reason)[:500]
     return {
-        "x-whit-tier": "".join(c if c.isascii() and c.isprintable() else "?" for c in served.tier),
+        "x-whit-tier": _visible(served.tier),
         "x-whit-clearance": served.cleared.clearance.id,
-        "x-whit-reason": reason,
+        "x-whit-reason": _visible(served.reason)[:500],
     }
+
+
+def _visible(text: str) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
 
 
 def _error(error: Refused) -> dict[str, Any]:
@@ -304,8 +325,7 @@ def _error(error: Refused) -> dict[str, Any]:
 
 
 async def _json(send: Send, status: int, body: Any, more: dict[str, str] | None = None) -> None:
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    await _send(send, status, content, "application/json", more)
+    await _send(send, status, compact(body).encode(), "application/json", more)
 
 
 async def _send(send: Send, status: int, content: bytes, kind: str, more: dict[str, str] | None = None) -> None:

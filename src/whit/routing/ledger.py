@@ -8,12 +8,13 @@ stops no request; what could not be written is counted, and the count is shown. 
 from __future__ import annotations
 
 import contextlib
-import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -54,7 +55,9 @@ COLUMNS = tuple(part.name for part in fields(Record))
 KINDS = tuple("TEXT" if part.type == "str" else "INTEGER" if part.type == "int" else "REAL" for part in fields(Record))
 
 
-_GATHER, _AT_ONCE = 0.05, 500  # seconds, records
+#: A record as the row of a table.
+row_of: Callable[[Record], tuple[float | str | int | None, ...]] = attrgetter(*COLUMNS)
+_GATHER, _AT_ONCE = 0.2, 200  # seconds, records
 
 
 class BookError(Exception):
@@ -96,29 +99,37 @@ def book_at(where: str, patience: float = 2.0) -> Book:
 
 
 class Ledger:
-    """Writes records to a book; `lost` is how many it could not."""
+    """Writes records to a book."""
 
     def __init__(self, where: str, *, waiting: int = 10_000, patience: float = 2.0) -> None:
-        self.lost, self.written = 0, 0
-        self._ending = threading.Event()
+        self.written = 0
+        self._unwritten, self._refused = 0, 0  # each counted by one thread alone
         self._book = book_at(where, patience)
-        self._queue: queue.Queue[Record | None] = queue.Queue(waiting)
+        self._records: deque[Record] = deque()
+        self._most = waiting
+        self._some, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="whit-ledger", daemon=True)
         self._thread.start()
 
+    @property
+    def lost(self) -> int:
+        """How many records could not be written."""
+        return self._unwritten + self._refused
+
     def add(self, record: Record) -> None:
         """Take a record in; never waits, never fails."""
-        try:
-            self._queue.put_nowait(record)
-        except queue.Full:
-            self.lost += 1
+        if len(self._records) >= self._most:
+            self._refused += 1
+            return
+        self._records.append(record)
+        if not self._some.is_set():  # waking a thread takes longer than asking
+            self._some.set()
 
     def close(self, seconds: float = 5.0) -> None:
         """Write what is waiting."""
         self._ending.set()
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=seconds)
-            self._thread.join(seconds)
+        self._some.set()
+        self._thread.join(seconds)
 
     def spent(self, tenant: str, since: float) -> float:
         """What a tenant spent since a moment, as far as the book knows; 0 where it cannot be read."""
@@ -128,22 +139,21 @@ class Ledger:
             return 0.0
 
     def _work(self) -> None:
-        while True:
-            batch = [self._queue.get()]
+        while not (self._ending.is_set() and not self._records):
+            self._some.wait()
             # A thread that wakes for every record takes time from those who answer requests.
             self._ending.wait(_GATHER)
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < _AT_ONCE:
-                    batch.append(self._queue.get_nowait())
-            records = [record for record in batch if record is not None]
-            try:
-                self._book.write(records)
-                self.written += len(records)
-            except Exception:  # whatever it is, it stops no request: the thread goes on, and the loss is shown
-                self.lost += len(records)
-            if None in batch:
-                self._book.close()
-                return
+            self._some.clear()  # before looking, so that what comes meanwhile wakes it again
+            while self._records:
+                self._write([self._records.popleft() for _ in range(min(_AT_ONCE, len(self._records)))])
+        self._book.close()
+
+    def _write(self, records: list[Record]) -> None:
+        try:
+            self._book.write(records)
+            self.written += len(records)
+        except Exception:  # whatever it is, it stops no request: the thread goes on, and the loss is shown
+            self._unwritten += len(records)
 
 
 class SqliteBook:
@@ -159,7 +169,12 @@ class SqliteBook:
             if self._base is None:
                 self._base = self._open()
             with self._base:
-                self._base.executemany(_INSERT, [astuple(record) for record in records])
+                # Many in a statement: for each by itself the thread would ask for the interpreter anew.
+                most = self._base.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(COLUMNS)
+                for at in range(0, len(records), most):
+                    some = records[at : at + most]
+                    values = [value for record in some for value in row_of(record)]
+                    self._base.execute(_INSERT + ", ".join([_ROW] * len(some)), values)
         except (sqlite3.Error, OSError) as error:
             self.close()
             raise BookError(str(error)) from error
@@ -216,7 +231,7 @@ class SqliteBook:
         return base
 
 
-_INSERT = f"INSERT INTO requests ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+_INSERT, _ROW = f"INSERT INTO requests ({', '.join(COLUMNS)}) VALUES ", f"({', '.join('?' * len(COLUMNS))})"
 
 
 def read_ledger(where: str | Path, since: float = 0.0) -> Iterator[Record]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple
 from typing import Any
 
 from whit.errors import UsageError
-from whit.routing.ledger import COLUMNS, KINDS, BookError, Record
+from whit.routing.ledger import COLUMNS, KINDS, BookError, Record, row_of
 
 _TYPES = {"TEXT": "TEXT", "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
 _INSERT = f"INSERT INTO whit.requests ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"
@@ -40,7 +39,7 @@ class PostgresBook:
             base = self._writing()
             with base.transaction(), base.cursor() as cursor:
                 # A NUL is the one character that PostgreSQL's texts cannot hold.
-                cursor.executemany(_INSERT, [tuple(map(_clean, astuple(record))) for record in records])
+                cursor.executemany(_INSERT, [tuple(map(_clean, row_of(record))) for record in records])
 
     def spent(self, tenant: str, since: float) -> float:
         """What a tenant spent since a moment."""

@@ -13,6 +13,8 @@ from typing import Any
 
 from whit.routing.errors import Refused
 
+#: A value as the shortest JSON.
+compact: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 MAX_MESSAGES = 2000
 MAX_DEPTH = 24
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -31,10 +33,11 @@ _TEXT_PARTS = frozenset({"text", "input_text"})
 class ChatRequest:
     """A chat request: immutable; `body` is what may be passed on, `model` what the client asked for."""
 
-    __slots__ = ("_json", "include_usage", "max_tokens", "model", "opaque", "stream")
+    __slots__ = ("_json", "_size", "include_usage", "max_tokens", "model", "opaque", "stream")
 
     def __init__(self, body: Mapping[str, Any], *, model: str, stream: bool, include_usage: bool, opaque: bool) -> None:
-        self._json = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        self._json = compact(body)
+        self._size = len(self._json.encode())
         self.model, self.stream, self.include_usage, self.opaque = model, stream, include_usage, opaque
         most = body.get("max_completion_tokens", body.get("max_tokens"))
         self.max_tokens: int | None = most if isinstance(most, int) else None
@@ -50,7 +53,7 @@ class ChatRequest:
     @property
     def size(self) -> int:
         """Bytes of what may be passed on: never fewer than its tokens, for a token is a byte at least."""
-        return len(self._json.encode("utf-8"))
+        return self._size
 
     def texts(self) -> list[str]:
         """Every text in it, numbers too; keys and other names come last, so that contents stand side by side."""
@@ -126,12 +129,10 @@ def read_request(raw: bytes) -> ChatRequest:
             kept[key] = value
     options = body.get("stream_options")
     usage = bool(isinstance(options, dict) and options.get("include_usage") is True)
-    request = ChatRequest(kept, model=model, stream=stream, include_usage=usage, opaque=opaque)
     try:
-        _ = request.size
+        return ChatRequest(kept, model=model, stream=stream, include_usage=usage, opaque=opaque)
     except UnicodeEncodeError as error:
         raise _bad("body", "holds half a character (a lone surrogate)") from error
-    return request
 
 
 def _messages(given: Any) -> tuple[list[dict[str, Any]], bool]:

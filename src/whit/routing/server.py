@@ -20,12 +20,15 @@ from whit.routing.config import read_config
 from whit.routing.errors import ConfigError
 from whit.routing.gateway import Gateway
 
+_GARBAGE = 10_000  # more objects made than gone, before cycles among them are looked for
+
 
 def needs() -> None:
     """Raise `UsageError` where a package that the gateway needs is not installed."""
     import importlib.util
 
-    missing = [name for name in ("httpx2", "phonenumbers", "uvicorn") if importlib.util.find_spec(name) is None]
+    needed = ("aiohttp", "httptools", "phonenumbers", "uvicorn")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"the gateway needs {', '.join(missing)}: pip install 'whit[route]'")
 
@@ -34,9 +37,11 @@ async def run(gateway: Gateway, *, say: Callable[[str], None], host: str, port: 
     """Serve until interrupted; SIGHUP, or a change of the file, reads tiers.toml anew."""
     import uvicorn
 
+    from whit.routing.protocol import Protocol
+
     config = uvicorn.Config(
-        App(gateway), host=host, port=port, log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=10, h11_max_incomplete_event_size=65536,
+        App(gateway), host=host, port=port, log_level="warning", access_log=False, server_header=False, http=Protocol,
+        ws="none", proxy_headers=False, timeout_graceful_shutdown=10,
     )  # fmt: skip
     server = uvicorn.Server(config)
     asked = asyncio.Event()
@@ -46,11 +51,14 @@ async def run(gateway: Gateway, *, say: Callable[[str], None], host: str, port: 
     # What was loaded lives as long as the server: it need not be looked through while a request waits.
     gc.collect()
     gc.freeze()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_GARBAGE, *thresholds[1:])
     watching = asyncio.create_task(_watch(gateway, asked, say, watch))
     try:
         await server.serve()
     finally:
         watching.cancel()
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
 
 

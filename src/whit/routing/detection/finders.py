@@ -1,7 +1,7 @@
 """What is not a checked number: e-mail addresses, telephone and IP numbers, keys, the user's own terms.
 
 Telephone numbers are validated by `phonenumbers` (Google's libphonenumber metadata, which is local). Each finder
-takes plain text and yields spans.
+takes a view of a plain text and yields spans.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 from whit.data import secrets
-from whit.data.secrets import Shape, folded
-
-Span = tuple[int, int]
+from whit.data.secrets import Shape, Shapes, merged
+from whit.routing.detection.view import Span, View
 
 _EMAIL = re.compile(
     r"(?<![\w.+-])[\w][\w.!#$%&'*+/=?^`{|}~-]{0,63}\s{0,2}(?:@|\(at\)|\[at\]|\{at\})\s{0,2}"
@@ -23,7 +22,7 @@ _EMAIL = re.compile(
 _AT = re.compile(r"@|\(at\)|\[at\]|\{at\}")
 _NAME, _HOST = 70, 600  # characters: more than any has
 _SPOKEN = re.compile(r"(?i)\b[a-z0-9][\w.+-]{0,63} at (?:[a-z0-9-]{1,63} dot ){1,4}[a-z]{2,10}\b")
-_KEYS = (
+_KEYS = Shapes(
     Shape(re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}-----[A-Za-z0-9+/=\s:,.-]{0,20000}"), ("-----BEGIN ",)),
     Shape(re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,64}:[^\s/@]{3,128}@[\w.-]{1,253}"), ("://",),
           reach=(24, 480)),
@@ -42,6 +41,8 @@ _KEYS = (
 _PHONE = re.compile(
     r"(?<![\w.,:/+-])(?:\+|\()?\d(?:[ \t.()-]{0,3}\d){5,16}(?:[ -]?(?:x|ext\.? ?)\d{1,6})?(?!\w|[.,:/]\d|-\d)"
 )
+_PHONE_BETWEEN = frozenset(" \t.()-")
+_PHONE_REACH = 16  # characters behind its digits that a match looks at
 _BEFORE = re.compile(
     r"(?i)(?:phone|tel|mobile|cell|call|fax|number|ring|dial|whatsapp|sms|text me|contact|reach|messages? to"
     r"|registered)"
@@ -53,43 +54,28 @@ _IP6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:(?:\
 # What every match has in the middle.
 _SOME_IP4 = re.compile(r"\.\d{1,3}\.\d{1,3}\.\d")
 _SOME_IP6 = re.compile(r":[0-9A-Fa-f]{0,4}:")
+_IP6_REACH = 64  # characters: more than any match has
 MOST_PHONES = 64
 
 
-def emails(text: str) -> Iterator[Span]:
+def emails(view: View) -> Iterator[Span]:
     """E-mail addresses, also as `name (at) host (dot) org` and `name at host dot org`."""
-    end = 0
+    text, end = view.text, 0
     for at in _AT.finditer(text):
         # An address has one such sign, with its name before it and its host after it.
         found = _EMAIL.search(text, max(end, at.start() - _NAME), at.end() + _HOST) if at.start() >= end else None
         if found is not None and found.start() < at.start():
             end = found.end()
             yield found.span()
-    if " dot " in folded(text):
+    if " dot " in view.low:
         for match in _SPOKEN.finditer(text):
             yield match.span()
 
 
-def emails_slowly(text: str) -> Iterator[Span]:
-    """The same, looked for everywhere: what `emails` is tested against."""
-    for shape in (_EMAIL, _SPOKEN):
-        for match in shape.finditer(text):
-            yield match.span()
-
-
-def keys(text: str) -> Iterator[Span]:
+def keys(view: View) -> Iterator[Span]:
     """API keys, private keys, passwords that are named so, addresses with a password in them."""
-    yield from secrets.keys(text)
-    low = folded(text)
-    for shape in _KEYS:
-        yield from _private(text, shape.find(text, low))
-
-
-def keys_slowly(text: str) -> Iterator[Span]:
-    """The same without looking first what is worth it: what `keys` is tested against."""
-    yield from secrets.keys_slowly(text)
-    for shape in _KEYS:
-        yield from _private(text, (match.span() for match in shape.pattern.finditer(text)))
+    yield from secrets.keys(view.text, view.low)
+    yield from _private(view.text, _KEYS.find(view.text, view.low))
 
 
 def _private(text: str, spans: Iterable[Span]) -> Iterator[Span]:
@@ -99,15 +85,15 @@ def _private(text: str, spans: Iterable[Span]) -> Iterator[Span]:
             yield start, stop
 
 
-def phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
+def phones(view: View, regions: Sequence[str]) -> Iterator[Span]:
     """Telephone numbers that are valid somewhere: international ones, and national ones of `regions`.
 
     Raises `OverflowError` where there are too many candidates to look at each.
     """
-    import phonenumbers
-
-    count = 0
-    for match in _PHONE.finditer(text):
+    text, count = view.text, 0
+    chains = view.chains(_PHONE_BETWEEN, most=3, least=6)
+    windows = merged((max(0, groups[0][0] - 2), groups[-1][1] + _PHONE_REACH) for groups in chains)
+    for match in (match for window in windows for match in _PHONE.finditer(text, *window)):
         written = match.group()
         bare = re.sub(r"(?:x|ext).*", "", written)
         digits = sum(c.isdigit() for c in bare)
@@ -128,14 +114,22 @@ def phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
         count += 1
         if count > MOST_PHONES:
             raise OverflowError("too many numbers that may be telephones")
-        number = "+" + bare[2:] if bare.startswith("00") else bare
-        for region in (None,) if abroad else regions:
-            try:
-                if phonenumbers.is_valid_number(phonenumbers.parse(number, region)):
-                    yield match.span()
-                    break
-            except phonenumbers.NumberParseException:
-                continue
+        if any(_valid(view.known, bare, region) for region in ((None,) if abroad else regions)):
+            yield match.span()
+
+
+def _valid(known: dict[str, bool], number: str, region: str | None) -> bool:
+    """Whether it is a telephone number; the same one is looked up once in a scan."""
+    import phonenumbers
+
+    name = f"{region} {number}"
+    if name not in known:
+        try:
+            parsed = phonenumbers.parse("+" + number[2:] if number.startswith("00") else number, region)
+            known[name] = phonenumbers.is_valid_number(parsed)
+        except phonenumbers.NumberParseException:
+            known[name] = False
+    return known[name]
 
 
 def warm(regions: Sequence[str]) -> None:
@@ -143,32 +137,29 @@ def warm(regions: Sequence[str]) -> None:
     import phonenumbers
 
     phonenumbers.PhoneMetadata.load_all()
-    for _ in phones("call +44 20 7946 0958, +1 202-555-0100, +49 30 901820 or 020 7946 0958", regions):
+    view = View("call +44 20 7946 0958, +1 202-555-0100, +49 30 901820 or 020 7946 0958")
+    for _ in phones(view, regions):
         pass
 
 
-def addresses(text: str) -> Iterator[Span]:
+def addresses(view: View) -> Iterator[Span]:
     """IP addresses, except those that name no machine (0.0.0.0, 127.0.0.1, ::1)."""
-    if _SOME_IP4.search(text) is not None:
-        yield from _addresses(_IP4, text)
-    if text.count(":") > 1 and _SOME_IP6.search(text) is not None:
-        yield from _addresses(_IP6, text)
+    text = view.text
+    yield from _addresses(_IP4, text, ((dots.start() - 4, dots.end() + 4) for dots in _SOME_IP4.finditer(text)))
+    if text.count(":") > 1:
+        colons = _SOME_IP6.finditer(text)
+        yield from _addresses(_IP6, text, ((at.start() - _IP6_REACH, at.end() + _IP6_REACH) for at in colons))
 
 
-def addresses_slowly(text: str) -> Iterator[Span]:
-    """The same without looking first: what `addresses` is tested against."""
-    yield from _addresses(_IP4, text)
-    yield from _addresses(_IP6, text)
-
-
-def _addresses(shape: re.Pattern[str], text: str) -> Iterator[Span]:
-    for match in shape.finditer(text):
-        try:
-            found = ipaddress.ip_address(match.group())
-        except ValueError:
-            continue
-        if not (found.is_loopback or found.is_unspecified):
-            yield match.span()
+def _addresses(shape: re.Pattern[str], text: str, windows: Iterable[Span]) -> Iterator[Span]:
+    for start, stop in merged(windows):
+        for match in shape.finditer(text, max(0, start), stop):
+            try:
+                found = ipaddress.ip_address(match.group())
+            except ValueError:
+                continue
+            if not (found.is_loopback or found.is_unspecified):
+                yield match.span()
 
 
 class Terms:
@@ -181,11 +172,11 @@ class Terms:
             if words:
                 self._first.setdefault(words[0], []).append(words)
 
-    def __call__(self, text: str) -> Iterator[Span]:
+    def __call__(self, view: View) -> Iterator[Span]:
         """Where a term stands."""
         if not self._first:
             return
-        words = list(_words(text))
+        words = list(_words(view.text))
         for at, (word, span) in enumerate(words):
             for term in self._first.get(word, ()):
                 if tuple(each for each, _ in words[at : at + len(term)]) == term:

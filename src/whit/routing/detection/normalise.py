@@ -14,6 +14,7 @@ import contextlib
 import html
 import quopri
 import re
+import string
 import unicodedata
 import urllib.parse
 import zlib
@@ -21,15 +22,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from whit.data.secrets import folded, merged
+from whit.routing.detection.view import classes, runs
 
 DEPTH = 3
 _LARGEST = 65_536
 _DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−﹘﹣－⁃➖・·•‧∙⋅"), "-")
 # Wrapped lines first: they are one text.
 _BASE64 = re.compile(r"(?:(?:[A-Za-z0-9+/_-]{40,100}\r?\n)+[A-Za-z0-9+/_-]+|[A-Za-z0-9+/_-]{16,})={0,2}")
+_BASE64_TABLE = classes(string.ascii_letters + string.digits + "+/_-")
 _HEX = re.compile(r"(?:0x|\\x|%|\b)?(?:[0-9a-fA-F]{2}[ :,-]?(?:0x|\\x)?){11,}")
-_HEX_TABLE = bytes(46 if chr(code) not in "0123456789abcdefABCDEF :,-x\\%" else 104 for code in range(256))
-_HEX_LIKE = re.compile(rb"h{22,}")
+_HEX_TABLE = classes("0123456789abcdefABCDEF :,-x\\%")
 _SOME_CODES = re.compile(r"\d[ ,;]{1,2}\d{2,3}[ ,;]{1,2}\d{2,3}[ ,;]")
 # Backslashes are doubled by every text that holds another: JSON in JSON.
 _ESCAPE = re.compile(
@@ -45,7 +47,6 @@ _WORDS = {
 }  # fmt: skip
 _AROUND = 256  # characters beside what is escaped that are looked at with it: no number or address is as long
 _APART = "\n~~~~\n"  # parts no number
-_PARTING = str.maketrans(",.-", "   ")
 _SPELT = re.compile(r"(?i)\b(?:(?:" + "|".join(_WORDS) + r")\b[\s,.-]{0,3}){7,}")
 
 
@@ -60,13 +61,21 @@ class _Plain(dict[int, str]):
 
 
 _TABLE = _Plain()
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]+")
+_FAR = re.compile(r"[^\x00-\x7e]+")  # a table is slow for those that it leaves as they are
 
 
 def plain(text: str) -> str:
     """The text with its digits, dashes and spaces made ASCII and its invisible characters gone."""
     if text.isascii():
-        return text if text.isprintable() else "".join(c for c in text if c >= " " or c in "\n\t\r")
-    return unicodedata.normalize("NFKC", text).translate(_TABLE)
+        if text.replace("\n", "").isprintable():
+            return text
+        return _CONTROL.sub("", text)
+    return _FAR.sub(_made_plain, unicodedata.normalize("NFKC", text))
+
+
+def _made_plain(match: re.Match[str]) -> str:
+    return match.group().translate(_TABLE)
 
 
 def _plain_character(character: str) -> str:
@@ -98,17 +107,7 @@ def decodings(text: str, depth: int = DEPTH) -> Iterator[str]:
 
 def opaque(text: str) -> bool:
     """Whether a part of the text is long and encoded, and decodes to no text: a picture, an archive, cipher."""
-    if _longest(text) < 40:  # shorter words make no match of 400
-        return False
-    for match in _BASE64.finditer(text):
-        word = match.group()
-        if len(word) >= 400 and _is_mixed(word) and _decoded(word) is None:
-            return True
-    return False
-
-
-def _longest(text: str) -> int:
-    return max(map(len, text.split()), default=0)
+    return any(len(word) >= 400 and _is_mixed(word) and _decoded(word) is None for word in base64s(text))
 
 
 def _once(text: str) -> Iterator[str]:
@@ -116,12 +115,10 @@ def _once(text: str) -> Iterator[str]:
     for sign, marks, undo in _ESCAPES:
         if sign in text and (changed := _undone(text, marks, undo)) is not None:
             yield changed
-    if _longest(text) >= 16:
-        for match in _BASE64.finditer(text):
-            word = match.group()
-            for part in {word, *word.split()}:  # the lines by themselves too: one that is none would spoil the rest
-                if (found := _decoded(part)) is not None:
-                    yield found
+    for word in base64s(text):
+        for part in {word, *word.split()}:  # the lines by themselves too: one that is none would spoil the rest
+            if (found := _decoded(part)) is not None:
+                yield found
     for match in hexadecimals(text):
         digits = re.sub(r"0x|\\x|[^0-9a-fA-F]", "", match.group())
         if (found := _readable(bytes.fromhex(digits[: len(digits) // 2 * 2]))) is not None:
@@ -132,7 +129,10 @@ def _once(text: str) -> Iterator[str]:
             if all(9 <= value < 127 for value in values):
                 yield "".join(map(chr, values))
     # Seven in a row, so five between the first and the last stand between what may part them.
-    words = folded(text).translate(_PARTING).split()
+    low = folded(text)
+    if sum(map(low.count, _WORDS)) < 7:
+        return
+    words = low.replace(",", " ").replace(".", " ").replace("-", " ").split()
     if sum(map(_WORDS.__contains__, words)) >= 5:
         for match in _SPELT.finditer(text):
             yield "".join(_WORDS[word.lower()] for word in re.findall(r"[A-Za-z]+", match.group()))
@@ -146,10 +146,19 @@ def _undone(text: str, marks: re.Pattern[str], undo: Callable[[str], str]) -> st
     return _APART.join(changed) if changed else None
 
 
+def base64s(text: str) -> Iterator[str]:
+    """What may be base64. A match begins where 16 characters of it do, so it is looked for only there."""
+    end = 0
+    for start, _ in runs(text.encode("ascii", "replace").translate(_BASE64_TABLE), 16):
+        if start >= end and (match := _BASE64.match(text, start)) is not None:
+            end = match.end()
+            yield match.group()
+
+
 def hexadecimals(text: str) -> Iterator[re.Match[str]]:
     """Eleven bytes or more in hexadecimal, looked for only where 22 characters in a row could be that."""
-    for window in _HEX_LIKE.finditer(text.encode("ascii", "replace").translate(_HEX_TABLE)):
-        yield from _HEX.finditer(text, *window.span())
+    for window in runs(text.encode("ascii", "replace").translate(_HEX_TABLE), 22):
+        yield from _HEX.finditer(text, *window)
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -205,7 +214,9 @@ def _readable(raw: bytes) -> str | None:
     if raw[:2] == b"\x1f\x8b" or raw[:1] == b"\x78":
         with contextlib.suppress(zlib.error):  # a text may begin with the letter x too
             raw = zlib.decompressobj(47).decompress(raw, _LARGEST)
-    for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
+    # Most of what is text in UTF-16 here has a zero byte.
+    wide = ("utf-16-le", "utf-16-be") if raw.count(0) >= 0.3 * len(raw) else ()
+    for encoding in ("utf-8", *wide):
         try:
             text = raw.decode(encoding)
         except UnicodeDecodeError:

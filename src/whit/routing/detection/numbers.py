@@ -1,20 +1,19 @@
 """Numbers that carry their own check: cards, IBANs, national identifiers.
 
-Each finder takes plain text and yields where a number stands. Checks are the published ones: Luhn (ISO/IEC 7812-1),
-mod 97 (ISO 13616 and ISO/IEC 7064), Verhoeff for Aadhaar, and each country's own. Knows nothing of who asks.
+Each finder takes a view of a plain text and yields where a number stands. Checks are the published ones: Luhn (ISO/IEC
+7812-1), mod 97 (ISO 13616 and ISO/IEC 7064), Verhoeff for Aadhaar, and each country's own. Knows nothing of who asks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import string
+from collections.abc import Callable, Iterable, Iterator
 
-from whit.data.secrets import folded, luhn, merged
+from whit.data.secrets import luhn, merged
+from whit.routing.detection.view import Span, View, classes, runs
 
-Span = tuple[int, int]
-
-# Whole groups of digits with up to three separating characters between them, lines too.
-_RUN = re.compile(r"(?<!\d)\d+(?:[ \t\r\n._,;:/|*'\"()+-]{1,3}\d+)*")
+_BETWEEN = frozenset(" \t\r\n._,;:/|*'\"()+-")  # what may part a card's groups of digits, lines too
 _GROUP = re.compile(r"\d+")
 _CARD = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3(?:0[0-5]|[689]\d)\d{11,16}"
@@ -37,15 +36,10 @@ _IBAN_LENGTHS = {
 _IBAN = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2})[ -]?\d[ -]?\d(?:[ .-]{0,2}[A-Za-z0-9]){11,29}")
 
 
-def cards(text: str) -> Iterator[Span]:
+def cards(view: View) -> Iterator[Span]:
     """Card numbers: an issuer's first digits, one of its lengths, and the check digit; grouped in any usual way."""
-    for run in _RUN.finditer(text):
-        if run.end() - run.start() < 12:
-            continue
-        groups = [found.span() for found in _GROUP.finditer(text, *run.span())]
-        digits = "".join(text[start:stop] for start, stop in groups)
-        if len(digits) >= 12:
-            yield from _cards(groups, digits)
+    for groups in view.chains(_BETWEEN, most=3, least=12):
+        yield from _cards(groups, "".join(view.text[start:stop] for start, stop in groups))
 
 
 def _cards(groups: list[Span], digits: str) -> Iterator[Span]:
@@ -78,21 +72,30 @@ def _usual(sizes: list[int]) -> bool:
     return len(set(sizes[:-1])) == 1 and sizes[-1] <= max(sizes[0], 4)
 
 
-def ibans(text: str) -> Iterator[Span]:
+def ibans(view: View) -> Iterator[Span]:
     """IBANs: the country's length, and 1 as the remainder by 97."""
-    for match in _IBAN.finditer(text):
-        length = _IBAN_LENGTHS.get(match[1].upper())
-        if length is None:
-            continue
-        kept, end = "", match.start()
-        for place in range(match.start(), match.end()):
-            if text[place].isalnum():
-                kept += text[place].upper()
-                end = place + 1
-                if len(kept) == length:
-                    break
-        if len(kept) == length and int("".join(str(int(c, 36)) for c in kept[4:] + kept[:4])) % 97 == 1:
-            yield match.start(), end
+    text, end = view.text, 0
+    for digit, _ in view.digits:
+        # The country stands before the first check digit, perhaps with a separator between.
+        start = digit - 3 if text[digit - 1 : digit] in (" ", "-") else digit - 2
+        if start >= end and (match := _IBAN.match(text, start)) is not None:
+            end = match.end()
+            yield from _iban(text, match)
+
+
+def _iban(text: str, match: re.Match[str]) -> Iterator[Span]:
+    length = _IBAN_LENGTHS.get(match[1].upper())
+    if length is None:
+        return
+    kept, end = "", match.start()
+    for place in range(match.start(), match.end()):
+        if text[place].isalnum():
+            kept += text[place].upper()
+            end = place + 1
+            if len(kept) == length:
+                break
+    if len(kept) == length and int("".join(str(int(c, 36)) for c in kept[4:] + kept[:4])) % 97 == 1:
+        yield match.start(), end
 
 
 def _weighted(digits: str, weights: tuple[int, ...]) -> int:
@@ -180,29 +183,33 @@ def _sin(number: str) -> bool:
 
 
 _NEAR = r"(?i:\b(?:{words})\b\W{{0,3}}(?:\w+\W{{1,3}}){{0,4}}?)"
-# (what it is, its shape, its check, words of which one must be in the text); a shape that names words needs them
-# before its number, which alone says little.
-_Shape = tuple[str, re.Pattern[str], Callable[[str], bool] | None, tuple[str, ...]]
-# Shapes that hold six digits in a row, single separators aside, and reach at most `_REACH` characters beyond them.
-_DIGITS: tuple[_Shape, ...] = (
-    ("us ssn", re.compile(r"(?<![\d-])(\d{3}[- ]\d{2}[- ]\d{4})(?![\d-])"), _ssn, ()),
+Check = Callable[[str], bool] | None
+# What it is, its shape, its check, and of what sizes whole groups of digits must follow each other for it to be there.
+_DIGITS: tuple[tuple[str, re.Pattern[str], Check, tuple[bytes, ...]], ...] = (
+    ("us ssn", re.compile(r"(?<![\d-])(\d{3}[- ]\d{2}[- ]\d{4})(?![\d-])"), _ssn, (b"\3\2\4",)),
     ("uk nino", re.compile(
-        r"(?i)\b((?!BG|GB|NK|KN|TN|NT|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?:[ -]?\d\d){3}[ -]?[A-D])\b"), None, ()),
-    ("uk nhs", re.compile(r"(?<![\d-])(\d{3}[- ]\d{3}[- ]\d{4})(?![\d-])"), _nhs, ()),
-    ("german tax id", re.compile(r"(?<!\d)(\d{2}[ /]?\d{3}[ /]?\d{3}[ /]?\d{3})(?!\d)"), _steuer_id, ()),
+        r"(?i)\b((?!BG|GB|NK|KN|TN|NT|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?:[ -]?\d\d){3}[ -]?[A-D])\b"), None,
+     (b"\2\2\2", b"\4\2", b"\2\4", b"\6")),
+    ("uk nhs", re.compile(r"(?<![\d-])(\d{3}[- ]\d{3}[- ]\d{4})(?![\d-])"), _nhs, (b"\3\3\4",)),
+    ("german tax id", re.compile(r"(?<!\d)(\d{2}[ /]?\d{3}[ /]?\d{3}[ /]?\d{3})(?!\d)"), _steuer_id,
+     (b"\2\3\3\3", b"\5\3\3", b"\2\6\3", b"\2\3\6", b"\x08\3", b"\5\6", b"\2\x09", b"\x0b")),
     ("french nir", re.compile(
-        r"(?<!\d)([12] ?\d\d ?\d\d ?(?:\d\d|2[ABab]) ?\d{3} ?\d{3} ?\d\d)(?!\d)"), _nir, ()),
-    ("spanish dni", re.compile(r"(?i)(?<![A-Z0-9])((?:\d|[XYZ])[ .-]?\d{7}[ -]?[A-Z])(?![A-Z0-9])"), _dni, ()),
-    ("spanish dni", re.compile(r"(?i)(?<![A-Z0-9.])(\d{2}\.\d{3}\.\d{3}[ -]?[A-Z])(?![A-Z0-9])"), _dni, ()),
-    ("polish pesel", re.compile(r"(?<!\d)(\d{11})(?!\d)"), _pesel, ()),
-    ("swedish personnummer", re.compile(r"(?<![\d-])((?:19|20)?\d{6}[-+]\d{4})(?![\d-])"), _personnummer, ()),
-    ("brazilian cpf", re.compile(r"(?<!\d)(\d{3}\.\d{3}\.\d{3}-\d{2})(?!\d)"), _cpf, ()),
-    ("aadhaar", re.compile(r"(?<![\d-])(\d{4}[ -]?\d{4}[ -]?\d{4})(?![\d-])"), _aadhaar, ()),
-    ("canadian sin", re.compile(r"(?<![\d-])(\d{3}[ -]\d{3}[ -]\d{3})(?![\d-])"), _sin, ()),
+        r"(?<!\d)([12] ?\d\d ?\d\d ?(?:\d\d|2[ABab]) ?\d{3} ?\d{3} ?\d\d)(?!\d)"), _nir, (b"",)),
+    ("spanish dni", re.compile(r"(?i)(?<![A-Z0-9])((?:\d|[XYZ])[ .-]?\d{7}[ -]?[A-Z])(?![A-Z0-9])"), _dni,
+     (b"\7", b"\x08")),
+    ("spanish dni", re.compile(r"(?i)(?<![A-Z0-9.])(\d{2}\.\d{3}\.\d{3}[ -]?[A-Z])(?![A-Z0-9])"), _dni,
+     (b"\2\3\3",)),
+    ("polish pesel", re.compile(r"(?<!\d)(\d{11})(?!\d)"), _pesel, (b"\x0b",)),
+    ("swedish personnummer", re.compile(r"(?<![\d-])((?:19|20)?\d{6}[-+]\d{4})(?![\d-])"), _personnummer,
+     (b"\6\4", b"\x08\4")),
+    ("brazilian cpf", re.compile(r"(?<!\d)(\d{3}\.\d{3}\.\d{3}-\d{2})(?!\d)"), _cpf, (b"\3\3\3\2",)),
+    ("aadhaar", re.compile(r"(?<![\d-])(\d{4}[ -]?\d{4}[ -]?\d{4})(?![\d-])"), _aadhaar,
+     (b"\4\4\4", b"\x08\4", b"\4\x08", b"\x0c")),
+    ("canadian sin", re.compile(r"(?<![\d-])(\d{3}[ -]\d{3}[ -]\d{3})(?![\d-])"), _sin, (b"\3\3\3",)),
 )  # fmt: skip
-_OTHERS: tuple[_Shape, ...] = (
-    ("codice fiscale", re.compile(
-        r"(?i)\b([A-Z]{6}[0-9LMNP-V]{2}[A-EHLMPRST][0-9LMNP-V]{2}[A-Z][0-9LMNP-V]{3}[A-Z])\b"), _codice_fiscale, ()),
+# Those that say little alone need one of these words before them; the first is known by its letters.
+_CODICE = re.compile(r"(?i)\b([A-Z]{6}[0-9LMNP-V]{2}[A-EHLMPRST][0-9LMNP-V]{2}[A-Z][0-9LMNP-V]{3}[A-Z])\b")
+_NAMED: tuple[tuple[str, re.Pattern[str], Check, tuple[str, ...]], ...] = (
     ("us ssn", re.compile(_NEAR.format(words="ssn|social security") + r"(\d{9})(?!\d)"), _ssn,
      ("ssn", "social security")),
     ("uk nhs", re.compile(_NEAR.format(words="nhs") + r"(\d{10})(?!\d)"), _nhs, ("nhs",)),
@@ -211,37 +218,39 @@ _OTHERS: tuple[_Shape, ...] = (
      ("bsn", "burgerservicenummer", "sofi")),
     ("brazilian cpf", re.compile(_NEAR.format(words="cpf") + r"(\d{11})(?!\d)"), _cpf, ("cpf",)),
 )  # fmt: skip
-_SIX = re.compile(r"\d(?:[ ./+-]?\d){5,}")
-_REACH = 24
+_APART = frozenset(" ./+-")
+_REACH = 24  # characters beyond its digits that a shape reaches at most
+# Letters and digits, and what is not ASCII, which is a question mark there: some of it is an ASCII letter without case.
+_LETTERS = classes(string.ascii_letters + string.digits + "?")
 
 
-def national_ids(text: str) -> Iterator[Span]:
+def national_ids(view: View) -> Iterator[Span]:
     """National identifiers, by their own check; those that check little only near a word that names them."""
-    low = folded(text)
-    for start, stop in _windows(text):
-        for _, shape, check, _ in _DIGITS:
-            yield from _held(shape.finditer(text, start, stop), check)
-    for _, shape, check, words in _OTHERS:
-        if not words or any(word in low for word in words):
+    text = view.text
+    for start, stop in _windows(view) if view.digits else ():
+        sizes = bytes(min(255, len(group)) for group in _GROUP.findall(text, start, stop))
+        for _, shape, check, needs in _DIGITS:
+            if any(map(sizes.__contains__, needs)):
+                yield from _held(shape.finditer(text, start, stop), check)
+    for start, stop in runs(view.ascii.translate(_LETTERS), 16):
+        yield from _held(_CODICE.finditer(text, max(0, start - 1), stop + 1), _codice_fiscale)
+    for _, shape, check, words in _NAMED:
+        if any(word in view.low for word in words):
             yield from _held(shape.finditer(text), check)
 
 
-def national_ids_slowly(text: str) -> Iterator[Span]:
-    """The same without looking first where it is worth it: what `national_ids` is tested against."""
-    for _, shape, check, _ in (*_DIGITS, *_OTHERS):
-        yield from _held(shape.finditer(text), check)
-
-
-def _held(matches: Iterator[re.Match[str]], check: Callable[[str], bool] | None) -> Iterator[Span]:
+def _held(matches: Iterator[re.Match[str]], check: Check) -> Iterator[Span]:
     for match in matches:
         bare = re.sub(r"[^0-9A-Za-z]", "", match[1]).upper()
         if check is None or check(bare):
             yield match.span(1)
 
 
-def _windows(text: str) -> Iterator[Span]:
+def _windows(view: View) -> Iterator[Span]:
     """The parts of the text that hold six digits in a row, with what may belong to them on either side."""
-    return merged((max(0, match.start() - _REACH), match.end() + _REACH) for match in _SIX.finditer(text))
+    return merged(
+        (max(0, groups[0][0] - _REACH), groups[-1][1] + _REACH) for groups in view.chains(_APART, most=1, least=6)
+    )
 
 
 _DOCUMENT = re.compile(
@@ -257,19 +266,14 @@ _DOCUMENT_WORDS = ("passport", "driv", "licen", "identity card", "id card", "nat
                    "account number", "routing number")  # fmt: skip
 
 
-def documents(text: str) -> Iterator[Span]:
+def documents(view: View) -> Iterator[Span]:
     """Numbers of documents and accounts, known only by the words before them."""
-    low = folded(text)
-    if len(low) != len(text):
-        yield from documents_slowly(text)
-        return
-    places = sorted(match.start() for word in _DOCUMENT_WORDS if word in low for match in re.finditer(word, low))
-    for start, stop in merged((max(0, place - 1), place + _DOCUMENT_REACH) for place in places):
+    text, low = view.text, view.low
+    windows: Iterable[Span] = ((0, len(text)),)
+    if len(low) == len(text):
+        words = [word for word in _DOCUMENT_WORDS if word in low]
+        places = sorted(match.start() for word in words for match in re.finditer(word, low))
+        windows = merged((max(0, place - 1), place + _DOCUMENT_REACH) for place in places)
+    for start, stop in windows:
         for match in _DOCUMENT.finditer(text, start, stop):
             yield match.span(1)
-
-
-def documents_slowly(text: str) -> Iterator[Span]:
-    """The same without looking first whether one of the words is there at all."""
-    for match in _DOCUMENT.finditer(text):
-        yield match.span(1)

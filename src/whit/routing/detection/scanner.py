@@ -15,8 +15,9 @@ from functools import partial
 from whit.routing.clearance import Scan
 from whit.routing.config import Detection
 from whit.routing.detection import finders, normalise, numbers
+from whit.routing.detection.view import Span, View
 
-Finder = Callable[[str], Iterable[tuple[int, int]]]
+Finder = Callable[[View], Iterable[Span]]
 Hook = Callable[[str], Sequence[tuple[str, str]]]
 
 MOST_DECODINGS = 200
@@ -57,11 +58,12 @@ class Scanner:
         if len(joined) > self._settings.largest:
             return Scan(failed=f"it is too large to be looked through ({len(joined):,} characters)")
         try:
-            for view in self._views(joined):
-                new = set(self._look(view)) - found
+            known: dict[str, bool] = {}
+            for text in self._views(joined):
+                new = set(self._look(View(text, known))) - found
                 found |= new
-                if view is not joined and not all(text in joined for _, text in new):
-                    found.update(self._look(joined))  # as written, so that it can be masked
+                if text is not joined and not all(part in joined for _, part in new):
+                    found.update(self._look(View(joined, known)))  # as written, so that it can be masked
                 if time.thread_time() - began > self._settings.timeout:
                     kinds = {kind for kind, _ in found}
                     return Scan(frozenset(kinds), tuple(found), "looking through it took too long")
@@ -78,10 +80,10 @@ class Scanner:
             return Scan(frozenset(kinds), tuple(found), f"a detector failed ({type(error).__name__})")
         return Scan(frozenset(kinds), tuple(found))
 
-    def _look(self, view: str) -> Iterator[tuple[str, str]]:
+    def _look(self, view: View) -> Iterator[tuple[str, str]]:
         for kind, find in self._finders:
             for start, stop in find(view):
-                yield kind, view[start:stop]
+                yield kind, view.text[start:stop]
 
     def _views(self, text: str) -> Iterator[str]:
         """The text made plain, and everything that is encoded in it."""

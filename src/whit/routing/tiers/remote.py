@@ -32,7 +32,8 @@ class RemoteClient:
         if type(cleared) is not Cleared or cleared.clearance is not self._clearance:
             raise NotCleared(f"tier {self._tier.name} was asked with another request's clearance")
         request, masks = cleared.request_for(self._tier.name)
-        return _restored(self._ask(request, ask), masks)
+        pieces = self._ask(request, ask)
+        return pieces if masks is None else _restored(pieces, masks)
 
     def _ask(self, request: ChatRequest, ask: Ask) -> AsyncIterator[Piece | End]:
         if self._tier.kind == "anthropic":
@@ -167,11 +168,7 @@ def to_anthropic(body: dict[str, Any], model: str, max_tokens: int) -> dict[str,
     return found
 
 
-async def _restored(pieces: AsyncIterator[Piece | End], masks: Masks | None) -> AsyncIterator[Piece | End]:
-    if masks is None:
-        async for piece in pieces:
-            yield piece
-        return
+async def _restored(pieces: AsyncIterator[Piece | End], masks: Masks) -> AsyncIterator[Piece | End]:
     text, tools = Restorer(masks), {}  # type: ignore[var-annotated]
     async for piece in pieces:
         if isinstance(piece, End):

@@ -7,14 +7,17 @@ in size and time and of the right content type; no error holds the key, the addr
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from types import TracebackType
 from typing import Any
 
 from whit.routing.clearance import Clearance, require
 from whit.routing.config import Tier
 from whit.routing.errors import TierFailed
+from whit.routing.request import compact
+from whit.routing.tiers.transport import BrokenOff, HttpTransport, Response, Transport, Unreachable
 
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _LONGEST_LINE = 1 << 20
@@ -24,35 +27,31 @@ _HEADERS = {"content-type": "application/json", "user-agent": "whit", "accept-en
 class Wire:
     """The connections to one remote tier."""
 
-    def __init__(self, tier: Tier, *, largest: int = 8_388_608, transport: Any = None) -> None:
-        import httpx2
-
+    def __init__(self, tier: Tier, *, largest: int = 8_388_608, transport: Transport | None = None) -> None:
         self.tier, self._largest = tier, largest
-        # A transport and no client above it: nothing there follows redirects, keeps cookies or reads the environment.
-        self._transport = transport or httpx2.AsyncHTTPTransport(
-            trust_env=False,
-            limits=httpx2.Limits(max_connections=tier.concurrency, max_keepalive_connections=tier.concurrency),
+        self._transport = transport or HttpTransport(
+            connecting=min(10.0, 0.8 * tier.timeout), secure=tier.url.startswith("https:")
         )
-        timeout = httpx2.Timeout(tier.timeout, connect=min(10.0, tier.timeout))
-        self._extensions = {"timeout": timeout.as_dict()}
-        self._urls: dict[str, Any] = {}
+        self._places = asyncio.Semaphore(tier.concurrency)
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._transport.aclose()
+        await self._transport.close()
 
     async def post(
         self, clearance: Clearance, path: str, headers: dict[str, str], body: dict[str, Any], seconds: float
     ) -> dict[str, Any]:
         """Send, and read a whole JSON object. Raises `NotCleared` or `TierFailed`."""
-        async with self._open(clearance, path, headers, body, seconds) as response:
-            if "json" not in response.headers.get("content-type", ""):
-                raise self._failed("bad_upstream", "answered with something that is not JSON", billed=True)
-            raw = bytearray()
-            async for chunk in response.aiter_bytes():
-                raw += chunk
-                if len(raw) > self._largest:
-                    raise self._failed("bad_upstream", "answered with more than it may", billed=True)
+        async with self._asked(clearance, seconds):
+            response = await self._send(clearance, path, headers, body, "json", "JSON")
+            try:
+                raw = bytearray()
+                async for chunk in response.chunks():
+                    raw += chunk
+                    if len(raw) > self._largest:
+                        raise self._failed("bad_upstream", "answered with more than it may", billed=True)
+            finally:
+                response.close()
         try:
             found = json.loads(raw)
         except (ValueError, RecursionError) as error:
@@ -65,63 +64,54 @@ class Wire:
         self, clearance: Clearance, path: str, headers: dict[str, str], body: dict[str, Any], seconds: float
     ) -> AsyncIterator[dict[str, Any]]:
         """Send, and give each event's JSON object. Raises `NotCleared` or `TierFailed`."""
-        async with self._open(clearance, path, headers, body, seconds) as response:
-            if "event-stream" not in response.headers.get("content-type", ""):
-                raise self._failed("bad_upstream", "answered with something that is no event stream", billed=True)
-            total, rest = 0, b""
-            async for chunk in response.aiter_bytes():
-                total += len(chunk)
-                rest += chunk
-                if total > self._largest or len(rest) > _LONGEST_LINE:
-                    raise self._failed("bad_upstream", "streams more than it may", billed=True)
-                *lines, rest = rest.split(b"\n")
-                for line in lines:
-                    if not line.startswith(b"data:"):
-                        continue
-                    data = line[5:].strip()
-                    if data == b"[DONE]":
-                        return
-                    try:
-                        event = json.loads(data)
-                    except (ValueError, RecursionError) as error:
-                        raise self._failed("bad_upstream", "streams broken JSON", billed=True) from error
-                    if isinstance(event, dict):
-                        yield event
+        async with self._asked(clearance, seconds):
+            response = await self._send(clearance, path, headers, body, "event-stream", "an event stream")
+            try:
+                total, rest = 0, b""
+                async for chunk in response.chunks():
+                    total += len(chunk)
+                    rest += chunk
+                    if total > self._largest or len(rest) > _LONGEST_LINE:
+                        raise self._failed("bad_upstream", "streams more than it may", billed=True)
+                    *lines, rest = rest.split(b"\n")
+                    for line in lines:
+                        if not line.startswith(b"data:"):
+                            continue
+                        data = line[5:].strip()
+                        if data == b"[DONE]":
+                            return
+                        try:
+                            event = json.loads(data)
+                        except (ValueError, RecursionError) as error:
+                            raise self._failed("bad_upstream", "streams broken JSON", billed=True) from error
+                        if isinstance(event, dict):
+                            yield event
+            finally:
+                response.close()
 
-    @contextlib.asynccontextmanager
-    async def _open(
-        self, clearance: Clearance, path: str, headers: dict[str, str], body: dict[str, Any], seconds: float
-    ) -> AsyncIterator[Any]:
-        import asyncio
-
-        import httpx2
-
+    def _asked(self, clearance: Clearance, seconds: float) -> _Asked:
         require(clearance, self.tier.name)
-        url = self._urls.get(path)
-        if url is None:
-            url = self._urls[path] = httpx2.URL(self.tier.url + path)
-        request = httpx2.Request(
-            "POST", url, headers={**_HEADERS, **headers}, extensions=self._extensions,
-            content=json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(),
-        )  # fmt: skip
+        return _Asked(self, min(seconds, self.tier.timeout))
+
+    async def _send(
+        self, clearance: Clearance, path: str, headers: dict[str, str], body: dict[str, Any], kind: str, named: str
+    ) -> Response:
+        """The one call by which bytes leave."""
+        require(clearance, self.tier.name)
+        content = compact(body).encode()
+        response = await self._transport.post(self.tier.url + path, {**_HEADERS, **headers}, content)
         try:
-            async with asyncio.timeout(min(seconds, self.tier.timeout)):
-                response = await self._transport.handle_async_request(request)
-                try:
-                    if response.status_code != 200:
-                        raise self._status(response.status_code, response.headers.get("retry-after", ""))
-                    if response.headers.get("content-encoding", "identity") != "identity":
-                        # Not asked for, and a small packed answer may be a very large one.
-                        raise self._failed("bad_upstream", "answered packed, which was not asked for", billed=True)
-                    yield response
-                finally:
-                    await response.aclose()
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            raise self._failed("tier_unreachable", "cannot be reached", again=True) from error
-        except (TimeoutError, httpx2.TimeoutException) as error:
-            raise self._failed("tier_timeout", "took too long", billed=True, status=504) from error
-        except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
-            raise self._failed("tier_broken", "broke off", again=True, billed=True) from error
+            if response.status != 200:
+                raise self._status(response.status, response.headers.get("retry-after", ""))
+            if response.headers.get("content-encoding", "identity") != "identity":
+                # Not asked for, and a small packed answer may be a very large one.
+                raise self._failed("bad_upstream", "answered packed, which was not asked for", billed=True)
+            if kind not in response.headers.get("content-type", ""):
+                raise self._failed("bad_upstream", f"answered with something that is not {named}", billed=True)
+        except BaseException:
+            response.close()
+            raise
+        return response
 
     def _status(self, status: int, after: str) -> TierFailed:
         wait = float(after) if after.isascii() and after.isdigit() and len(after) < 6 else 0.0
@@ -136,3 +126,43 @@ class Wire:
     def _failed(self, code: str, what: str, *, again: bool = False, billed: bool = False, after: float = 0.0,
                 status: int = 502) -> TierFailed:  # fmt: skip
         return TierFailed(code, f"tier {self.tier.name} {what}", again=again, billed=billed, after=after, status=status)
+
+
+class _Asked:
+    """One of a tier's places and a time limit while the block runs; what goes wrong in it is told in whit's words."""
+
+    __slots__ = ("_seconds", "_timeout", "_wire")
+
+    def __init__(self, wire: Wire, seconds: float) -> None:
+        self._wire, self._seconds = wire, seconds
+
+    async def __aenter__(self) -> None:
+        until = asyncio.get_running_loop().time() + self._seconds
+        places = self._wire._places
+        if not places.locked():
+            await places.acquire()
+        else:  # nothing is sent yet, so nothing is billed
+            try:
+                async with asyncio.timeout_at(until):
+                    await places.acquire()
+            except TimeoutError as error:
+                raise self._wire._failed(
+                    "tier_busy", "has too much to do: no place was free in time", status=503
+                ) from error
+        self._timeout = asyncio.timeout_at(until)
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._wire._places.release()
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            error = late
+        if isinstance(error, Unreachable):
+            raise self._wire._failed("tier_unreachable", "cannot be reached", again=True) from error
+        if isinstance(error, TimeoutError):
+            raise self._wire._failed("tier_timeout", "took too long", billed=True, status=504) from error
+        if isinstance(error, BrokenOff):
+            raise self._wire._failed("tier_broken", "broke off", again=True, billed=True) from error
