@@ -26,6 +26,8 @@ BEGIN, END = "<!-- map: written by scripts/make_docs.py -->", "<!-- end of map -
 
 # Files that cannot say what they are.
 ABOUT = {
+    "benchmarks/baking-examples.jsonl": "messages of spam and none, written for baking.py",
+    "benchmarks/baking-guide.md": "the instruction that baking.py bakes",
     ".gitignore": "what git leaves alone",
     "LICENSE": "Apache License 2.0",
     "engine/Cargo.lock": "the engine's dependencies: none but itself",

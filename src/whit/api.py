@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,10 @@ def train(data: str | Path, *, talk: Talk = _SILENT, **more: Any) -> TrainResult
     from whit.verbs.train import train as plain
 
     settings = _settings(options.TrainSettings, data=Path(data), **more)
+    if settings.ray:
+        from whit.verbs.remote import train_remote
+
+        return train_remote(replace(settings, stop=False), talk=talk)  # type: ignore[return-value]  # not `Stopped`
     if settings.kind == "auto":
         from whit.verbs.ladder import train_auto
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -41,19 +41,23 @@ def read_config(
         raise UsageError(f"{path}: not TOML ({error})") from error
     for name in document:
         if commands and name not in commands:
-            raise UsageError(f"{path}: there is no command for [{name}]{_nearest(name, commands)}")
+            raise UsageError(f"{path}: there is no command for [{name}]{nearest(name, commands)}")
     table = document.get(command, {})
     if not isinstance(table, dict):
         raise UsageError(f"{path}: [{command}] must be a table")
+    return checked(table, settings, f"{path}: [{command}]", path.parent)
+
+
+def checked(table: Mapping[str, Any], settings: type, where: str, folder: Path) -> dict[str, Any]:
+    """The options of a table, by their names; paths are beside `folder`. `where` begins errors: `UsageError`."""
     hints = get_type_hints(settings)
     known = {part.name: part for part in fields(settings) if not part.metadata["positional"]}
     found: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in known:
-            hint = _nearest(name, known).replace("_", "-")
-            raise UsageError(f"{path}: [{command}] has no option {key!r}{hint}")
-        found[name] = _value(value, hints[name], known[name].metadata, f"{path}: [{command}] {key}", path.parent)
+            raise UsageError(f"{where} has no option {key!r}{nearest(name, known).replace('_', '-')}")
+        found[name] = _value(value, hints[name], known[name].metadata, f"{where} {key}", folder)
     return found
 
 
@@ -79,7 +83,8 @@ def _one(value: Any, hint: Any, about: Any, where: str, folder: Path) -> Any:
     return folder / value if inner is Path else value
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the name that was probably meant, "" where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -97,7 +102,7 @@ def hold(settings: type, given: dict[str, Any]) -> Any:
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            raise UsageError(f"there is no option {name!r}{_nearest(name, known)}")
+            raise UsageError(f"there is no option {name!r}{nearest(name, known)}")
         plain = (
             [str(item) if isinstance(item, Path) else item for item in value]
             if isinstance(value, list | tuple)

@@ -12,6 +12,7 @@
     ├── TrainingError           exit 6   training cannot go on (NaN, nothing to learn from)
     ├── ScoreError              exit 7   a scorer or reward that fails
     ├── StorageError            exit 8   the disk: full, read-only, not permitted
+    ├── ClusterError            exit 13  a Ray cluster: not reached, of another whit, or its workers lost
     └── Interrupted             exit 130 stopped by the user; state is saved
 
 `whit eval` also answers with its verdict: 0 helped, 10 no worse, 11 harmed, 12 not enough data.
@@ -85,6 +86,12 @@ class StorageError(WhitError):
     """A disk that is full, read-only or not permitted."""
 
     exit_code = 8
+
+
+class ClusterError(WhitError):
+    """A Ray cluster that is not reached, has another whit, or loses its workers."""
+
+    exit_code = 13
 
 
 class Interrupted(WhitError):

@@ -124,6 +124,10 @@ class TrainSettings(DataColumns):
     processes: int = option(1, "Processes that share each step's rows (torchrun's are counted by themselves).", least=1)
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
     resume: bool = option(False, "Go on from where an interrupted run of the same settings stopped.")
+    ray: str | None = option(
+        None, "Train on the Ray cluster at this address (HOST:PORT, ray://HOST:PORT or auto), and fetch the adapter."
+    )
+    stop: bool = option(False, "--ray: end this command's run on the cluster instead, and what it keeps there.")
 
 
 def _as_in_training(name: str) -> Any:
@@ -147,6 +151,7 @@ class BakeSettings(DataColumns):
     teacher_model: str | None = option(None, "--teacher-url: the model to ask there.")
     teacher_key: str = option("OPENAI_API_KEY", "--teacher-url: the environment variable that holds the key.")
     teacher_timeout: float = option(60.0, "--teacher-url: seconds that an answer may take.", least=0.1)
+    examples: Path | None = option(None, "Rows that stand before every input as earlier turns: baked with the guide.")
     top: int = option(20, "Likeliest tokens of the teacher's distributions that are kept.", least=1, most=1000)
     kind: str | None = option(
         None,
@@ -181,6 +186,23 @@ class BakeSettings(DataColumns):
     checkpointing: bool = _as_in_training("checkpointing")
     threads: int | None = _as_in_training("threads")
     resume: bool = _as_in_training("resume")
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """Options of `whit sweep`."""
+
+    grid: Path = argument("TOML: data, [train] for what all variants share, [grid] or [[variant]] for what they vary.")
+    out: Path | None = option(None, "Folder for the winner, the table and the figure (default: the grid's name).")
+    halvings: int = option(
+        0, "Successive halving: so often a share of the steps first, and the better half goes on.", least=0, most=6
+    )
+    threads: int | None = option(None, "Threads for each variant (default: all cores; with --ray a share).", least=1)
+    resume: bool = option(False, "Go on with an interrupted sweep of the same grid.")
+    ray: str | None = option(
+        None, "Train the variants on the Ray cluster at this address (HOST:PORT, ray://HOST:PORT or auto)."
+    )
+    stop: bool = _as_in_training("stop")
 
 
 @dataclass(frozen=True)
@@ -386,6 +408,10 @@ class ServeSettings:
     prefix_mb: int = option(256, "Megabytes kept of prompts that others begin like.", least=1)
     int8: bool = option(False, "Compute the base in 8 bits: faster on a CPU, nearly the same answers.")
     log_prompts: bool = option(False, "Write prompts into the log.")
+    ray: str | None = option(
+        None, "Serve by replicas on the Ray cluster at this address, all on one postgresql:// store."
+    )
+    replicas: int = option(2, "--ray: how many replicas.", least=1, most=1000)
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
 

@@ -133,7 +133,7 @@ def curve(
     return {"svg": Markup(svg), "ys": labels, "xs": steps, "said": said, "table": table}
 
 
-def sizes(found: Sequence[tuple[int, float, float, float]], *, kept: int) -> dict[str, Any] | None:
+def sizes(found: Sequence[tuple[int, float, float, float]], *, kept: int, line: bool = True) -> dict[str, Any] | None:
     """Scores with their intervals, (bytes, score, low, high), over a logarithm of bytes; `kept` bytes is marked."""
     from markupsafe import Markup
 
@@ -160,12 +160,13 @@ def sizes(found: Sequence[tuple[int, float, float, float]], *, kept: int) -> dic
             for kind in (("dot-halo", "dot") if size == kept else ("dot",))
         ]
     path = " ".join(f"{across(size):.2f},{up(value):.2f}" for size, value, _, _ in found)
+    along = f'<polyline class="line" points="{path}"/>' if line else ""
     said = "Score against bytes: " + "; ".join(
         f"{size:,} bytes {points(value)} ({points(below)} to {points(above)})" for size, value, below, above in found
     )
     svg = (
         f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{said}; kept: {kept:,} bytes">'
-        f'{grid}<polyline class="line" points="{path}"/>{"".join(parts)}</svg>'
+        f"{grid}{along}{''.join(parts)}</svg>"
     )
     labels = [(f"{100 * tick:.0f}", up(tick)) for tick in ticks]
     ends = [(f"{size:,}", across(size)) for size in (found[0][0], found[-1][0])]

@@ -32,12 +32,16 @@ PLAIN_TEXT = "plain.txt"
 
 @dataclass(frozen=True)
 class Examiner:
-    """Answers rows with one base, one instruction and one scorer. `max_tokens` bounds an answer."""
+    """Answers rows with one base, one instruction and one scorer. `max_tokens` bounds an answer.
+
+    `examples` stand before every row as earlier turns.
+    """
 
     base: Base
     scorer: Scorer
     instruction: str | None
     max_tokens: int
+    examples: tuple[Row, ...] = ()
 
     @property
     def stop_id(self) -> int:
@@ -55,7 +59,7 @@ class Examiner:
             self.base.encode,
             stop_id=self.stop_id,
             instruction=self.instruction,
-            examples=examples,
+            examples=[*self.examples, *examples],
             context=self.base.context,
             reserve=0 if learn else max(0, self.max_tokens - 1),
         )

@@ -75,9 +75,13 @@ def digest_of(secret: str) -> bytes:
 
 
 class Rates:
-    """A bucket for each caller: `rate` requests a minute, a burst of as many as come in ten seconds."""
+    """A bucket for each caller: `rate` requests a minute, a burst of as many as come in ten seconds.
 
-    def __init__(self) -> None:
+    `share` of it is granted here, where several processes share the requests and know nothing of each other.
+    """
+
+    def __init__(self, share: float = 1.0) -> None:
+        self._share = share
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -86,6 +90,7 @@ class Rates:
         rate = caller.rights.rate
         if not rate:
             return 0.0
+        rate *= self._share
         now = time.monotonic() if now is None else now
         burst = max(1.0, rate / 6)
         with self._guard:

@@ -34,12 +34,13 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of a body, and seconds for a request's head, its body, and its answer."""
+    """Bytes of a body, and seconds for a request's head, its body, and its answer; the share of a token's rate."""
 
     body: int = 2 << 20
     head_seconds: float = 10.0
     body_seconds: float = 20.0
     answer_seconds: float = 300.0
+    share: float = 1.0
 
 
 def error_answer(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
@@ -97,7 +98,7 @@ class Gate:
     ) -> None:
         self.app, self._store, self._tokens = app, store, tokens
         self._metrics, self._log, self._limits = metrics, log, limits
-        self._rates = Rates()
+        self._rates = Rates(limits.share)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""

@@ -135,14 +135,19 @@ class Endpoint:
         most: int,
         answers: Answers,
         *,
+        examples: Sequence[Row] = (),
         on_done: Callable[[int], None] | None = None,
     ) -> None:
-        """Ask for every row that has no answer yet, and keep each answer as it comes.
+        """Ask for every row that has no answer yet, and keep each answer as it comes; `examples` are earlier turns.
 
         Raises `UsageError` where the endpoint refuses (key, model), `TrainingError` where it fails; both say how many
         answers are kept.
         """
         wanted = iter([row for row in rows if answers.get(row) is None])
+        messages = [{"role": "system", "content": instruction}]
+        for example in examples:
+            messages += [{"role": turn.role, "content": turn.content} for turn in example.turns]
+            messages.append({"role": "assistant", "content": example.completion})
         running: dict[Future[str], Row] = {}
         failure: Exception | None = None
         with ThreadPoolExecutor(self._parallel) as pool:
@@ -151,7 +156,7 @@ class Endpoint:
                     row = next(wanted, None)
                     if row is None:
                         break
-                    running[pool.submit(self._ask, row, instruction, most)] = row
+                    running[pool.submit(self._ask, row, messages, most)] = row
                 if not running:
                     break
                 # What is under way is paid for: even after a failure it is waited for and kept.
@@ -170,11 +175,11 @@ class Endpoint:
                 "only for the others"
             ) from failure
 
-    def _ask(self, row: Row, instruction: str, most: int) -> str:
+    def _ask(self, row: Row, before: list[dict[str, str]], most: int) -> str:
         turns = [{"role": turn.role, "content": turn.content} for turn in row.turns]
         body = {
             "model": self._model,
-            "messages": [{"role": "system", "content": instruction}, *turns],
+            "messages": [*before, *turns],
             "temperature": 0,
             "max_tokens": most,
         }

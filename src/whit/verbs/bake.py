@@ -9,6 +9,7 @@ saw: does the adapter answer as the teacher does, more often than the bare base?
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -50,15 +51,17 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     talk = talk or Talk(quiet=True)
     common.require_finite(settings)
     settings = common.quantised(settings)
-    guide = read_guide(settings.guide)
+    guide, examples = read_guide(settings.guide), read_examples(settings)
     if settings.teacher_url and not settings.teacher_model:
         raise UsageError("--teacher-url needs the model to ask: add --teacher-model NAME")
     plain = as_training(settings)
     start = runs.start(plain, talk, split=lambda plain, talk: read_inputs(settings, plain, talk))
-    _require_fits(settings, guide, start.base)
+    before = tokens_before(guide, examples, start.base)
+    _require_fits(settings, before, start.base)
     run = hashlib.sha256(
         f"{start.run}\0{guide}\0{settings.teacher_url}\0{settings.teacher_model}\0{settings.top}".encode()
     )
+    run.update(digest_of(examples).encode())
     start = replace(start, run=run.hexdigest())
     runs.make_folder(start.state)
     start.introduce(talk)
@@ -70,11 +73,12 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     gold = _gold_scorer(settings, gold_split)
     with_gold = [row for row in (*gold_split.train, *gold_split.validation) if row.completion]
     most = settings.max_tokens or (longest_answer(with_gold, start.base) if with_gold else 128)
-    teach = Examiner(start.base, gold, guide, most)  # type: ignore[arg-type]  # without gold it only answers
+    teach = Examiner(start.base, gold, guide, most, examples)  # type: ignore[arg-type]  # without gold it only answers
     name = (
         f"{settings.teacher_model} at {settings.teacher_url}" if settings.teacher_url else f"{start.base.name} with it"
     )
-    talk.say(f"teacher  {name}: an instruction of {len(start.base.encode(guide)):,} tokens")
+    what = "an instruction" + (f" and {len(examples)} examples" if examples else "")
+    talk.say(f"teacher  {name}: {what} of {before:,} tokens")
 
     everything = [*gold_split.validation, *gold_split.train, *gold_split.test]
     answers = teacher_answers(settings, teach, guide, start.folder / ANSWERS_NAME, everything, talk)
@@ -94,7 +98,7 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     with checkpointed(start.base, settings.checkpointing):
         trained, seeds = _train(plain, examiner, fresh, encoded, told, taught, plan, talk)
     start = replace(start, split=taught)
-    remarks = [f"Baked from an instruction of {len(start.base.encode(guide)):,} tokens; agreement is with {name}."]
+    remarks = [f"Baked from {what} of {before:,} tokens; agreement is with {name}."]
     card = start.end(examiner, trained, seeds, talk, remarks=remarks)
     card = with_command(card, settings, start.folder)
     return report_on(settings, start, card, trained, teach, examiner, gold, gold_split, answers, first, name, talk)
@@ -113,6 +117,28 @@ def read_guide(path: Path) -> str:
     if not text:
         raise DataError(f"{path}: is empty; give the instruction that stands before every request")
     return text
+
+
+def read_examples(settings: BakeSettings) -> tuple[Row, ...]:
+    """The rows that stand before every input, with their answers. Raises `DataError`."""
+    if settings.examples is None:
+        return ()
+    found = read(
+        settings.examples, prompt_column=settings.prompt_column, completion_column=settings.completion_column
+    ).rows
+    return tuple(found)
+
+
+def digest_of(examples: Sequence[Row]) -> str:
+    """What examples are known by; "" where there are none."""
+    said = [[*((turn.role, turn.content) for turn in row.turns), row.completion] for row in examples]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest() if said else ""
+
+
+def tokens_before(guide: str, examples: Sequence[Row], base: Base) -> int:
+    """Tokens that stand before every input, but for those of the template."""
+    texts = [guide, *(text for row in examples for text in (*(turn.content for turn in row.turns), row.completion))]
+    return sum(len(base.encode(text)) for text in texts)
 
 
 def as_training(settings: BakeSettings) -> TrainSettings:
@@ -174,6 +200,8 @@ def teacher_answers(
 
     whose = {"guide": hashlib.sha256(guide.encode()).hexdigest(), "most": teach.max_tokens,
              "url": settings.teacher_url, "model": settings.teacher_model or teach.base.fingerprint}  # fmt: skip
+    if teach.examples:
+        whose["examples"] = digest_of(teach.examples)
     answers = Answers(path, whose)
     known = sum(answers.get(row) is not None for row in rows)
     if known:
@@ -188,7 +216,7 @@ def teacher_answers(
             settings.teacher_url, settings.teacher_model or "", key_name=settings.teacher_key,
             timeout=settings.teacher_timeout,
         )  # fmt: skip
-        endpoint.answer_all(rows, guide, teach.max_tokens, answers, on_done=watch)
+        endpoint.answer_all(rows, guide, teach.max_tokens, answers, examples=teach.examples, on_done=watch)
     else:
         left = [row for row in rows if answers.get(row) is None]
         for start in range(0, len(left), _CHUNK):
@@ -244,8 +272,7 @@ def _agreement(gold: Scorer | None, taught: Split, settings: BakeSettings) -> Sc
     )
 
 
-def _require_fits(settings: BakeSettings, guide: str, base: Base) -> None:
-    tokens = len(base.encode(guide))
+def _require_fits(settings: BakeSettings, tokens: int, base: Base) -> None:
     if settings.teacher_url is None and tokens + 8 >= base.context:
         raise UsageError(
             f"{settings.guide}: {tokens:,} tokens leave no room in {base.name}'s context of {base.context:,}; shorten "

@@ -167,7 +167,10 @@ def _saved(teach: Examiner, examiner: Examiner, rows: Sequence[Row], bound: Boun
 
     some = list(rows[:_TIMED])
     # A base that cannot hold the instruction (another model was the teacher) still has its tokens counted.
-    guide = len(teach.base.encode(teach.instruction or ""))
+    texts = [teach.instruction or ""]
+    for row in teach.examples:
+        texts += [*(turn.content for turn in row.turns), row.completion]
+    guide = sum(len(teach.base.encode(text)) for text in texts)
     without = examiner.encode(list(rows))
     try:
         with_guide = teach.encode(list(rows))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from whit.data.rows import Row
     from whit.evaluation.scoring import Score
     from whit.evaluation.verdict import Comparison
+    from whit.verbs.remote import Stopped
 
 STORE_NAME, REPORT_FILE = "adapters.db", "personal.json"
 _RESAMPLES = 2000
@@ -60,8 +61,14 @@ class PersonalResult:
         return "\n".join(lines)
 
 
-def command(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult | PersonalResult:
+def command(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult | PersonalResult | Stopped:
     """`whit train`: for everyone or for each, from answers or by reward, in one size or in the smallest that does."""
+    if settings.ray:
+        from whit.verbs.remote import train_remote
+
+        return train_remote(settings, talk=talk)
+    if settings.stop:
+        raise UsageError("--stop ends a run on a cluster: name it with --ray")
     settings = common.quantised(settings)
     plain = not (settings.kind == "auto" or settings.reward or settings.per or settings.optimizer != "adam")
     if not plain and (settings.processes > 1 or settings.checkpointing):

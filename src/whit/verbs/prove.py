@@ -208,7 +208,7 @@ def _card(
 
 def _published(settings: TrainSettings) -> dict[str, Any]:
     """The settings for a card: the same wherever the files lay, and however often the run was resumed."""
-    plain = {key: value for key, value in as_plain(settings).items() if key not in ("out", "resume")}
+    plain = {key: value for key, value in as_plain(settings).items() if key not in ("out", "resume", "ray", "stop")}
     plain["data"] = settings.data.name
     plain["test_data"] = settings.test_data.name if settings.test_data else None
     return plain
@@ -221,7 +221,7 @@ def command_of(settings: TrainSettings) -> str:
     parts = ["whit", "train", settings.data.name]
     for part in fields(settings):
         value = getattr(settings, part.name)
-        if part.metadata["positional"] or value == part.default or part.name in ("resume", "out"):
+        if part.metadata["positional"] or value == part.default or part.name in ("resume", "out", "ray", "stop"):
             continue
         flag = f"--{part.name.replace('_', '-')}"
         if isinstance(value, bool):

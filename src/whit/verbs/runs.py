@@ -37,7 +37,8 @@ CALIBRATION = 128  # rows or answers at most by which a sparse adapter's weights
 _STATE = "state"
 # Rows and base are known by their content, wherever they lie.
 _NOT_PART_OF_A_RUN = (
-    "data", "test_data", "base", "out", "resume", "threads", "baselines", "shots", "checkpointing", "processes"
+    "data", "test_data", "base", "out", "resume", "threads", "baselines", "shots", "checkpointing", "processes",
+    "ray", "stop",
 )  # fmt: skip
 R = TypeVar("R")
 P = TypeVar("P", bound="Pace")

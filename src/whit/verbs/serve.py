@@ -31,13 +31,18 @@ def serve(settings: ServeSettings, *, talk: Talk | None = None) -> None:
     """Serve until stopped. Raises `UsageError`, `BaseError` or `StorageError` before anything is answered."""
     said = talk or Talk(quiet=True)
     common.require_finite(settings)
+    if settings.ray:
+        from whit.verbs.remote_serve import serve_there
+
+        serve_there(settings, talk=said)
+        return
     try:
         import starlette  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise UsageError("whit serve needs a web server: pip install 'whit[serve]'") from error
-    with _opened(settings) as store:
-        tokens = _needs_tokens(settings, store)
+    with opened(settings) as store:
+        tokens = needs_tokens(settings, store)
         with service(settings, store, said) as made:
             from whit.serving.api import build_app
             from whit.serving.limits import PatientProtocol
@@ -117,7 +122,7 @@ def service(settings: ServeSettings, store: Store | None, talk: Talk) -> Iterato
         int8=settings.int8,
     )
     worker = Worker(scheduler, on_error=lambda error: _log({"error": f"{type(error).__name__}: {error}"}))
-    limits = Limits(answer_seconds=settings.timeout)
+    limits = Limits(answer_seconds=settings.timeout, share=1 / settings.replicas if settings.ray else 1.0)
     made = Service(
         base, worker, Models(name, pool, store), store, Metrics(), _log, limits, settings.log_prompts,
         ready=lambda: worker.alive,
@@ -131,7 +136,8 @@ def service(settings: ServeSettings, store: Store | None, talk: Talk) -> Iterato
 
 
 @contextlib.contextmanager
-def _opened(settings: ServeSettings) -> Iterator[Store | None]:
+def opened(settings: ServeSettings) -> Iterator[Store | None]:
+    """The store that is served, None where there is none."""
     from whit.serving.store import open_store
 
     if settings.store is None:
@@ -141,7 +147,7 @@ def _opened(settings: ServeSettings) -> Iterator[Store | None]:
         yield store
 
 
-def _needs_tokens(settings: ServeSettings, store: Store | None) -> bool:
+def needs_tokens(settings: ServeSettings, store: Store | None) -> bool:
     """Whether requests need a token: always off loopback, on it where asked for."""
     away = settings.host not in LOOPBACK
     if not away and not settings.tokens:

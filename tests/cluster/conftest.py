@@ -1,0 +1,85 @@
+"""A real Ray cluster of two nodes on this machine, a tiny base and rows; skipped where Ray is absent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whit.testing import write_rows, write_tiny_base
+
+# How soon a node that was killed is noticed; by default Ray takes its time.
+_QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder that no other test and no user shares; the cluster's workers inherit it."""
+    folder = tmp_path_factory.mktemp("cache")
+    given = {"WHIT_CACHE": str(folder), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    yield folder
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def cluster(cache: Path) -> Iterator[Any]:
+    """The cluster: a head with one CPU; tests add nodes and kill them."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20, "_system_config": _QUICK,
+        },
+    )  # fmt: skip
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def second(cluster: Any) -> Iterator[Callable[..., Any]]:
+    """Adds a node; what a test leaves is taken away."""
+    added: list[Any] = []
+
+    def add(**more: Any) -> Any:
+        added.append(cluster.add_node(object_store_memory=100 << 20, **{"num_cpus": 1, **more}))
+        return added[-1]
+
+    yield add
+    for node in added:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny base."""
+    return write_tiny_base(
+        tmp_path_factory.mktemp("base") / "tiny",
+        layers=2, hidden=32, heads=2, kv_heads=1, ffn=64, vocab=384, context=160,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 labelled rows."""
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 120)
+
+
+@pytest.fixture(scope="session")
+def little(base: Path) -> dict[str, Any]:
+    """Options with which training takes a second or two."""
+    return {
+        "base": str(base), "dtype": "float32", "instruction": "card or cash?", "batch": 8, "kind": "xs",
+        "learning_rate": 0.05, "epochs": 1.0, "evaluations": 2, "shots": (), "baselines": False,
+    }  # fmt: skip
