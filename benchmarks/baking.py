@@ -54,9 +54,9 @@ def main() -> None:
             "\n".join((folder / "dev.jsonl").read_text("utf-8").splitlines()[: options.dev]) + "\n", "utf-8"
         )
         settings = BakeSettings(
-            guide=options.guide, examples=options.examples, inputs=folder / "train.jsonl", test_data=held, base=options.base, limit=options.rows,
-            kind=options.kind, epochs=options.epochs, instruction=options.instruction, out=Path(place) / "out",
-            evaluations=4, validation_rows=50,
+            guide=options.guide, examples=options.examples, inputs=folder / "train.jsonl", test_data=held,
+            base=options.base, limit=options.rows, kind=options.kind, epochs=options.epochs,
+            instruction=options.instruction, out=Path(place) / "out", evaluations=4, validation_rows=50,
         )  # fmt: skip
         result = bake(settings, talk=Talk())
         found = result.to_json()

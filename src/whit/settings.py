@@ -122,6 +122,7 @@ class TrainSettings(DataColumns):
     )
     checkpointing: bool = option(False, "Compute every layer twice, for a fraction of the memory of a step.")
     processes: int = option(1, "Processes that share each step's rows (torchrun's are counted by themselves).", least=1)
+    fsdp: bool = option(False, "--processes: each holds its share of the base's layers only (FSDP).")
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
     resume: bool = option(False, "Go on from where an interrupted run of the same settings stopped.")
     ray: str | None = option(
@@ -376,6 +377,9 @@ class RouteSettings:
     tenant: str | None = option(None, "check: whose request it is (default: the first tenant's).")
     label: str | None = option(None, "check: a label on it.")
     keep_quality: float = option(0.95, "fit: share of the strong tier's quality to keep.", least=0.0, most=1.0)
+    most_strong: float | None = option(
+        None, "fit: instead of a quality, the largest share of rows for the strong tier.", least=0.0, most=1.0
+    )
     out: Path | None = option(None, "fit: file to write (default: ROWS.choice.json); learn: folder (default: ROWS).")
     seed: int = option(0, "fit: seed of folds and intervals; learn: of everything.", least=0)
     features: str = option("words", "fit: what it learns over.", choices=("words", "embeddings"))

@@ -44,7 +44,9 @@ def postgres() -> Iterator[str]:
 
 
 def ask(port: int, model: str, secret: str) -> tuple[int, dict[str, Any]]:
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "card or cash?"}], "max_tokens": 3})
+    body = json.dumps(
+        {"model": model, "messages": [{"role": "user", "content": "card or cash?"}], "max_tokens": 3, "temperature": 0}
+    )
     headers = {"content-type": "application/json", **({"authorization": f"Bearer {secret}"} if secret else {})}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body.encode(), headers)
     try:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import whit
-from whit.errors import UsageError
+from whit.errors import Interrupted, UsageError
 from whit.settings import TrainSettings, as_plain
+from whit.talk import Talk
 from whit.verbs.worker import settings_from
 
 LITTLE: dict[str, Any] = {"shots": (), "baselines": False, "threads": 2}
@@ -66,3 +67,54 @@ def test_a_worker_gets_the_settings_whole() -> None:
         data=Path("a/b.jsonl"), out=Path("c"), test_data=Path("d"), shots=(), reward=("exact",), alpha=2.0, rank=None
     )
     assert settings_from(json.dumps(as_plain(settings))) == settings
+
+
+class Interrupting(Talk):
+    """Interrupts training once, after its third step."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.there = True
+
+    def progress(self, what: str, done: int, total: int, seconds: float, note: str = "", *, every: float = 5.0) -> None:
+        if self.there and done == 3:
+            self.there = False
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["xs", "lora"])
+def test_a_shared_base_trains_what_a_whole_one_does(
+    rows: Path, options: Callable[[str], dict[str, Any]], tmp_path: Path, kind: str
+) -> None:
+    given = {**options("xs"), **LITTLE, "number_type": "float32", "kind": kind, "learning_rate": 0.02}
+    one = whit.train(rows, out=tmp_path / "one", **given)
+    shared = {"out": tmp_path / "two", "processes": 2, "fsdp": True, **given}
+    if kind == "xs":
+        with pytest.raises(Interrupted, match="--resume"):
+            whit.train(rows, talk=Interrupting(), **shared)
+        shared["resume"] = True
+    two = whit.train(rows, **shared)
+    if kind == "xs":
+        v, w = one.adapter.vector, two.adapter.vector
+        assert v is not None and w is not None and np.abs(v).max() > 0
+        assert np.allclose(v, w, atol=5e-3 * np.abs(v).max())
+    else:
+        a, b = one.adapter.lora, two.adapter.lora
+        assert a is not None and b is not None and max(float(part.abs().max()) for part in a.B.values()) > 0
+        for name, part in a.B.items():  # stored in bfloat16
+            assert np.allclose(part.float(), b.B[name].float(), atol=2e-2 * float(part.abs().max())), name
+    assert two.card.result is not None and two.card.result.rows == one.card.result.rows  # type: ignore[union-attr]
+    assert not (tmp_path / "two" / "state").exists()
+
+
+def test_what_a_shared_base_does_not_go_with_is_refused(
+    rows: Path, options: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    for more, said in (
+        ({}, "add --processes N"), ({"processes": 2, "accumulate": 2}, "without --checkpointing and --accumulate"),
+        ({"processes": 2, "checkpointing": True}, "without --checkpointing"),
+        ({"processes": 2, "quantize": "nf4"}, "not quantised"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            whit.train(rows, out=tmp_path / "out", fsdp=True, **LITTLE, **options("xs"), **more)

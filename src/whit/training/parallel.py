@@ -5,6 +5,11 @@ and the sum crosses the network: the adapter's numbers and one more, whatever th
 optimiser, the mean, evaluations, stopping) is the same computation on the same numbers everywhere, so that nothing
 else needs to be sent; the result is one process's but for the order of sums. Validation rows are dealt out too.
 
+Where the base itself does not fit, its layers may be shared too (`share_layers`: PyTorch's FSDP, Zhao et al., 2023,
+arXiv 2304.11277): each process keeps its part of every layer, and a layer is put together while it computes. Then all
+processes must compute the same passes, or they wait for each other for ever: every one answers all validation rows, a
+step is one pass of each, and the proof is made by all of them.
+
 `Team` is who takes part. It is made by torchrun's variables, or by `whit train --processes N`, which starts the others
 itself. Only the first process writes anything. Knows nothing of settings, splits or verdicts.
 """
@@ -30,8 +35,9 @@ from whit.adapters.tunable import Bound
 from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import TrainingError, UsageError
+from whit.training.batching import Batch
 from whit.training.loop import Trained
-from whit.training.sft import Plan, Supervised, Watch
+from whit.training.sft import Plan, Supervised, Watch, unshared
 
 PATIENCE = timedelta(minutes=30)  # a process may be so far behind the others (a cold cache, a slow disk)
 _GRACE = 10.0  # seconds that the others are given to end
@@ -44,6 +50,7 @@ class Team:
     rank: int = 0
     size: int = 1
     others: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    sharded: bool = False
 
     @property
     def first(self) -> bool:
@@ -69,7 +76,9 @@ class Team:
         return values
 
     def mean_score(self, count: int, score: Callable[[list[int]], Sequence[float]]) -> float:
-        """The mean of `count` scores, each process giving those of its own places."""
+        """The mean of `count` scores, each process giving those of its own places (all, where layers are shared)."""
+        if self.sharded:
+            return float(sum(score(list(range(count))))) / count
         mine = self.mine(count)
         total = torch.tensor(sum(score(mine)) if mine else 0.0, dtype=torch.float64)
         return float(self.sum(total)) / count
@@ -139,6 +148,29 @@ def _started(size: int, worker: Sequence[str]) -> Iterator[Team]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def share_layers(team: Team, load: Callable[[], Base]) -> Base:
+    """The base, of whose layers each process keeps its part. They load it in turn, so that one is whole at a time.
+
+    What needs whole weights (the basis) must be made by `load`. On CPU by gloo, through torch's `fully_shard`:
+    accelerate's own way to it takes a CPU for DDP.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (team.size,))
+    for turn in range(team.size):
+        if turn == team.rank:
+            base = load()
+            for layer in base.model.get_decoder().layers:
+                fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        dist.barrier()
+    team.sharded = True
+    with torch.no_grad():
+        # The first pass makes the tensors that layers are put together in; made while answering, they could not learn.
+        base.model.get_decoder()(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=False)
+    return base
 
 
 def _watch(others: Sequence[subprocess.Popen[bytes]], ended: threading.Event) -> None:
@@ -214,6 +246,12 @@ class _Shared(Supervised):
             each.grad = flat[at : at + part.numel()].view_as(part).to(part.device, part.dtype)
             at += part.numel()
         super().refuse_nan(self.together, rows, names)
+
+    def accumulate(
+        self, part: Batch, targets: int, rows: int, gradients: list[torch.Tensor]
+    ) -> tuple[float, list[str]]:
+        """One pass, where layers are shared: a shared prefix is one more for some and none for others."""
+        return super().accumulate(unshared(part) if self.team.sharded else part, targets, rows, gradients)
 
     def advance(self) -> None:
         """A step; its loss is everyone's, and so are the tokens."""

@@ -34,7 +34,7 @@ VARIED = (
     "batch", "accumulate", "learning_rate", "warmup", "optimizer", "evaluations", "patience", "seeds", "max_tokens",
     "dtype", "quantize", "checkpointing",
 )  # fmt: skip
-_SWEEPS_OWN = ("out", "resume", "ray", "stop", "processes", "threads", "per", "learn_basis", "reward")
+_SWEEPS_OWN = ("out", "resume", "ray", "stop", "processes", "fsdp", "threads", "per", "learn_basis", "reward")
 _TABLES = ("data", "train", "grid", "variant")
 MOST = 1000
 _LARGEST = 1 << 20

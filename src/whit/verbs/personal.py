@@ -71,7 +71,7 @@ def command(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult
         raise UsageError("--stop ends a run on a cluster: name it with --ray")
     settings = common.quantised(settings)
     plain = not (settings.kind == "auto" or settings.reward or settings.per or settings.optimizer != "adam")
-    if not plain and (settings.processes > 1 or settings.checkpointing):
+    if not plain and (settings.processes > 1 or settings.checkpointing or settings.fsdp):
         raise UsageError("--processes and --checkpointing are for training on answers with adam, one adapter for all")
     if settings.kind == "auto":
         from whit.verbs.ladder import train_auto

@@ -101,7 +101,7 @@ def refuse(settings: TrainSettings) -> None:
         raise UsageError("Missing argument 'DATA': the rows to learn from")
     if settings.reward or settings.per or settings.kind == "auto":
         raise UsageError("--ray trains on answers, one adapter for all: leave out --reward, --per and --kind auto")
-    if settings.processes > 1:
+    if settings.processes > 1 or settings.fsdp:
         raise UsageError("--processes is for this machine; on a cluster --threads says how many CPUs a run takes")
     if ":" in settings.score:
         raise UsageError(f"--score {settings.score} is code of this machine, and no code is sent to a cluster")

@@ -6,6 +6,7 @@ nothing of what is trained, nor by what.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ _STATE = "state"
 # Rows and base are known by their content, wherever they lie.
 _NOT_PART_OF_A_RUN = (
     "data", "test_data", "base", "out", "resume", "threads", "baselines", "shots", "checkpointing", "processes",
-    "ray", "stop",
+    "fsdp", "ray", "stop",
 )  # fmt: skip
 R = TypeVar("R")
 P = TypeVar("P", bound="Pace")
@@ -97,11 +98,20 @@ class Start:
         return card
 
 
-def start(settings: TrainSettings, talk: Talk, *, split: Callable[[TrainSettings, Talk], Split] | None = None) -> Start:
+def start(
+    settings: TrainSettings,
+    talk: Talk,
+    *,
+    split: Callable[[TrainSettings, Talk], Split] | None = None,
+    load: Callable[[], Base] | None = None,
+) -> Start:
     """Read and split the rows, then load the base. Raises `UsageError`, `DataError`, `BaseError`."""
     folder = out_folder(settings)
     rows = (split or read_and_split)(settings, talk)
-    base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
+    plainly = functools.partial(
+        common.open_base, settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk
+    )  # fmt: skip
+    base = (load or plainly)()
     run = run_key(settings, rows, base)
     return Start(settings, folder, rows, base, run, state_folder(folder, settings, run))
 

@@ -82,22 +82,70 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
         raise UsageError("--reward and --kind auto are run by whit.verbs.personal.command")
     from whit.training.memory import checkpointed
 
-    start = runs.start(settings, talk)
-    base, split = start.base, start.split
-    examiner, encoded = examine(settings, split, base)
-    fresh, numbers, kind, payload = shape_of(settings, base, choosing(settings, start, encoded, talk))
-    plan = plan_of(settings, kind, len(encoded), start.run, start.state)
-    runs.make_folder(start.state)
-    start.introduce(talk)
-    talk.say(f"score    {examiner.scorer.name} ({examiner.scorer.reason})")
-    start.size(talk, kind, numbers, payload)
-    require_memory(settings, base, encoded, plan, numbers, talk)
-    announce(talk, settings, base, examiner, plan, encoded)
-    with team_for(settings) as team, checkpointed(base, settings.checkpointing):
-        trained, seeds = train_seeds(settings, examiner, fresh, encoded, split, plan, talk, team)
-    if not team.first:
-        raise SystemExit(0)  # the first process goes on alone, and speaks for all
-    return TrainResult(start.folder, start.end(examiner, trained, seeds, talk), trained.adapter)
+    with contextlib.ExitStack() as stack:
+        load = None
+        if settings.fsdp:
+            require_shareable(settings)
+            team = stack.enter_context(team_for(settings))
+            load = functools.partial(share_base, settings, team, talk)
+        start = runs.start(settings, talk, load=load)
+        base, split = start.base, start.split
+        examiner, encoded = examine(settings, split, base)
+        fresh, numbers, kind, payload = shape_of(settings, base, choosing(settings, start, encoded, talk))
+        plan = plan_of(settings, kind, len(encoded), start.run, start.state)
+        runs.make_folder(start.state)
+        start.introduce(talk)
+        talk.say(f"score    {examiner.scorer.name} ({examiner.scorer.reason})")
+        start.size(talk, kind, numbers, payload)
+        require_memory(settings, base, encoded, plan, numbers, talk)
+        announce(talk, settings, base, examiner, plan, encoded)
+        if settings.fsdp:
+            trained, seeds = train_seeds(settings, examiner, fresh, encoded, split, plan, talk, team)
+            return prove_together(start, examiner, trained, seeds, team, talk)
+        with team_for(settings) as team, checkpointed(base, settings.checkpointing):
+            trained, seeds = train_seeds(settings, examiner, fresh, encoded, split, plan, talk, team)
+        if not team.first:
+            raise SystemExit(0)  # the first process goes on alone, and speaks for all
+        return TrainResult(start.folder, start.end(examiner, trained, seeds, talk), trained.adapter)
+
+
+def require_shareable(settings: TrainSettings) -> None:
+    """Raise `UsageError` for what does not go with --fsdp."""
+    if settings.processes < 2 and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise UsageError("--fsdp shares a base among processes: add --processes N, or start with torchrun")
+    if settings.kind == "sparse" or settings.checkpointing or settings.accumulate > 1:
+        raise UsageError("--fsdp goes with tiny, xs and lora, without --checkpointing and --accumulate")
+    from whit.bases.quantize import split_name
+
+    if split_name(settings.base)[1] is not None:
+        raise UsageError("--fsdp shares a base that is not quantised; use the one or the other")
+
+
+def share_base(settings: TrainSettings, team: Team, talk: Talk) -> Base:
+    """The base with its layers shared among the team, its basis made before that."""
+    from whit.training.parallel import share_layers
+
+    def load() -> Base:
+        base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
+        shape_of(settings, base)[0](settings.seed).detach()  # makes the basis, which is then kept
+        return base
+
+    return share_layers(team, load)
+
+
+def prove_together(
+    start: runs.Start, examiner: Examiner, trained: Trained, seeds: dict[int, float], team: Team, talk: Talk
+) -> TrainResult:
+    """The proof where layers are shared: all compute it, and the first process alone keeps it."""
+    if team.first:
+        return TrainResult(start.folder, start.end(examiner, trained, seeds, talk), trained.adapter)
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place:
+        aside = replace(start, folder=Path(place), state=Path(place) / "state")
+        runs.make_folder(aside.state)
+        aside.end(examiner, trained, seeds, talk)
+    raise SystemExit(0)
 
 
 def require_memory(
