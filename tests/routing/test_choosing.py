@@ -49,6 +49,24 @@ def test_it_is_compared_with_simple_ways() -> None:
     assert by_hand["random_cost"] == 1.0
 
 
+def test_the_threshold_may_be_set_by_cost() -> None:
+    rng = random.Random(3)
+    hard = [rng.randint(0, 12) for _ in range(900)]
+    prompts = [" ".join(rng.choice("abcdefgh") * 3 for _ in range(12 - each)) + " integrate" * each for each in hard]
+    weak = [rng.random() > each / 12 for each in hard]
+    choice = fit(prompts[:600], weak[:600], [True] * 600, most_strong=0.3)
+    assert 0.2 < choice.strong_share <= 0.3 and choice.most_strong == 0.3
+    assert choice.interval[0] <= choice.quality <= choice.interval[1] < 1
+    to_strong = np.array([choice.chance(prompt) < choice.threshold for prompt in prompts[600:]])
+    assert 0.15 < to_strong.mean() < 0.4 and np.mean(weak[600:]) < 0.6
+    assert 1 - np.mean(np.array(weak[600:])[to_strong]) > 0.7, "those that need it go first"
+    # Half of these rows are alike: rather none of them than more than were stated.
+    alike = fit(*rows(300), most_strong=0.3)
+    assert np.mean([alike.chance(prompt) < alike.threshold for prompt in rows(300)[0]]) <= 0.3
+    assert fit(*rows(300), most_strong=0.0).strong_share == 0
+    assert fit(*rows(300), most_strong=1.0).strong_share == 1
+
+
 def test_keeping_all_or_nothing_are_the_two_ends() -> None:
     prompts, weak, strong = rows(200)
     assert fit(prompts, weak, strong, keep_quality=0.0).strong_share == 0

@@ -23,11 +23,11 @@ def ask(text: str) -> ChatRequest:
     return read_request(json.dumps({"messages": [{"role": "user", "content": text}]}).encode())
 
 
-def clean(texts: Sequence[str]) -> Scan:
+def clean(texts: Sequence[str], said: Sequence[str]) -> Scan:
     return Scan()
 
 
-def finds_digits(texts: Sequence[str]) -> Scan:
+def finds_digits(texts: Sequence[str], said: Sequence[str]) -> Scan:
     found = [word for text in texts for word in text.split() if word.isdigit()]
     return Scan(frozenset({"card"} if found else ()), tuple(("card", word) for word in found))
 
@@ -68,7 +68,7 @@ def test_what_is_found_stays_inside_and_says_why_without_the_text() -> None:
 
 
 def test_a_detector_that_raises_keeps_it_inside() -> None:
-    def broken(texts: Sequence[str]) -> Scan:
+    def broken(texts: Sequence[str], said: Sequence[str]) -> Scan:
         raise RuntimeError("4111")
 
     cleared = Gate(TIERS, INSIDE, broken).clear(ask("hello"), [("t", EVERYWHERE)])
@@ -83,6 +83,31 @@ def test_pictures_stay_inside() -> None:
 
 def test_without_a_policy_it_goes_nowhere() -> None:
     assert not Gate(TIERS, INSIDE, clean).clear(ask("hello"), []).clearance.tiers
+
+
+def test_its_causes_are_what_keeps_it_from_outside() -> None:
+    gate, at_home = Gate(TIERS, INSIDE, finds_digits), Policy("home", frozenset(INSIDE))
+    assert gate.clear(ask("4111"), [("t", EVERYWHERE)]).clearance.causes == ("card",)
+    assert gate.clear(ask("4111"), [("t", EVERYWHERE), ("label x", at_home)]).clearance.causes == ("label x",)
+    assert gate.clear(ask("hello"), [("t", EVERYWHERE)]).clearance.causes == ()
+    fewer = Policy("fewer", frozenset({"inside", "cheap", "strong"}))  # without a tier that is inside anyway
+    assert gate.clear(ask("hello"), [("t", fewer)]).clearance.causes == ()
+    masking = Policy("m", frozenset(TIERS), frozenset({"card"}), frozenset({"cheap", "strong"}))
+    assert gate.clear(ask("4111"), [("t", masking)]).clearance.causes == ()
+    assert gate.decide(ask("x"), [("t", EVERYWHERE)], Scan(failed="too long")).clearance.causes == ("unread",)
+
+
+def test_what_somebody_said_is_looked_at_apart_from_the_apis_own_words() -> None:
+    seen: list[Sequence[str]] = []
+
+    def heard(texts: Sequence[str], said: Sequence[str]) -> Scan:
+        seen.append(said)
+        return finds_digits(texts, said)
+
+    masking = Policy("m", frozenset(TIERS), frozenset({"card"}), frozenset({"cheap"}))
+    Gate(TIERS, INSIDE, heard).clear(ask("my card 4111 please"), [("t", masking)])
+    assert list(seen[0]) == ["my card 4111 please"]
+    assert list(seen[1]) == ["my card that please"], "placeholders are no names"
 
 
 def test_masking_widens_only_as_every_policy_says() -> None:
@@ -101,7 +126,7 @@ def test_masking_widens_only_as_every_policy_says() -> None:
 
 
 def test_what_a_mask_leaves_behind_is_found_by_the_second_look() -> None:
-    def hidden(texts: Sequence[str]) -> Scan:  # finds what masking cannot replace
+    def hidden(texts: Sequence[str], said: Sequence[str]) -> Scan:  # finds what masking cannot replace
         return Scan(frozenset({"card"}), (("card", "not there as written"),))
 
     masking = Policy("m", frozenset(TIERS), frozenset({"card"}), frozenset({"cheap"}))
@@ -121,7 +146,7 @@ scans = st.builds(
 @given(policies, scans)
 @settings(deadline=None)
 def test_detection_never_adds_a_tier(listed: list[Policy], scan: Scan) -> None:
-    gate = Gate(TIERS, INSIDE, lambda texts: scan if any("4111" in text for text in texts) else Scan())
+    gate = Gate(TIERS, INSIDE, lambda texts, said: scan if any("4111" in text for text in texts) else Scan())
     declared = frozenset(TIERS).intersection(*(policy.tiers for policy in listed))
     pairs = [("p", policy) for policy in listed]
     found = gate.decide(ask("it is 4111"), pairs, scan)

@@ -162,6 +162,12 @@ def test_too_large_too_slow_and_broken_all_fail() -> None:
 def test_an_adapter_adds_what_it_names() -> None:
     scanner = Scanner(Detection(), hook=lambda text: read_adapter_answer('{"PERSON": ["Rubija"]}', text))
     assert scanner(["I am Rubija"]).kinds == {"person"}
+    assert scanner(["I am Rubija, call 4111 1111 1111 1111"]).kinds == {"person", "card"}
+    address = Scanner(Detection(), hook=lambda text: [("person", "ada@example.org"), ("place", "example")])
+    assert address(["to ada@example.org"]).kinds == {"email"}, "a part of an address is no name beside it"
+    asked: list[str] = []
+    Scanner(Detection(), hook=lambda text: asked.append(text) or [])(["hello", "user"], ["hello"])  # type: ignore[func-returns-value]
+    assert asked == ["hello"]
     for garbled in ("Rubija", "[]", '{"PERSON": [5]}', '{"PERSON": [""]}'):
         with pytest.raises(ValueError):
             read_adapter_answer(garbled, "x")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from upstreams import TIERS, FakeModel, Reply, Upstream, call, config, gateway, say
+from upstreams import TIERS, Answer, FakeModel, Reply, Upstream, call, config, gateway, say
 
 from whit.routing.app import App
 from whit.routing.errors import NotCleared
@@ -251,6 +252,19 @@ def test_idempotent_requests_are_answered_once(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_key_whose_request_was_cut_off_can_be_used_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        upstream = Upstream(says="x" * 3000)
+        app = App(gateway(config(tmp_path, text=REMOTE), upstream))
+        key, body = {"idempotency-key": "k"}, say("hello", stream=True, max_tokens=4000)
+        cut = await call(app, body, headers=key, leave_after=3)
+        whole = await call(app, body, headers=key)
+        assert "[DONE]" not in cut.events and whole.events[-1] == "[DONE]" and len(upstream.received) == 2
+        assert (await call(app, body, headers=key)).body == whole.body and len(upstream.received) == 2
+
+    asyncio.run(run())
+
+
 def test_a_client_that_leaves_ends_the_work(tmp_path: Path) -> None:
     async def run() -> None:
         made = gateway(config(tmp_path, text=REMOTE), Upstream(says="x" * 3000))
@@ -274,7 +288,8 @@ def test_the_ledger_has_every_request_and_no_text(tmp_path: Path) -> None:
     asyncio.run(run())
     records = list(read_ledger(tmp_path / "l.db"))
     assert [record.tier for record in records] == ["local", "cheap", "strong"]
-    assert records[0].kinds == "card" and records[0].allowed == "local" and records[0].cost == 0
+    assert records[0].kinds == records[0].causes == "card" and records[0].allowed == "local" and records[0].cost == 0
+    assert "holds card" in records[0].reason and records[1].causes == ""
     assert records[1].cost == pytest.approx((10 * 1 + 20 * 2) / 1e6)
     assert records[2].cost == records[2].cost_strong == pytest.approx((10 * 10 + 20 * 50) / 1e6)
     everything = b"".join(path.read_bytes() for path in tmp_path.glob("l.db*"))
@@ -324,6 +339,66 @@ def test_reload_keeps_what_is_under_way(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_answers_under_way_end_by_the_config_before(tmp_path: Path) -> None:
+    from whit.routing.server import reload
+
+    async def run() -> None:
+        go_on = asyncio.Event()
+
+        class Slow(Upstream):
+            async def handle(self, *given: Any) -> Answer:
+                answer = await super().handle(*given)
+                pieces = answer.pieces
+
+                async def slowly() -> AsyncIterator[bytes]:
+                    yield pieces[0]
+                    await go_on.wait()
+                    for piece in pieces[1:]:
+                        yield piece
+
+                answer.chunks = slowly  # type: ignore[method-assign]
+                return answer
+
+        made = gateway(config(tmp_path), Slow())
+        app, before = App(made), made.state
+        calls = [
+            asyncio.create_task(call(app, say("hello", model="cheap", stream=stream))) for stream in (True, False) * 10
+        ]
+        while before.users < len(calls):
+            await asyncio.sleep(0.01)
+        (tmp_path / "tiers.toml").write_text('[[tier]]\nname = "only"\nkind = "whit"\nbase = "fake"\n')
+        assert reload(made, lambda text: None) and made.state is not before
+        assert (await call(app, say("hello"))).headers["x-whit-tier"] == "only"
+        go_on.set()
+        replies = await asyncio.gather(*calls)
+        assert all(reply.status == 200 and reply.headers["x-whit-tier"] == "cheap" for reply in replies)
+        assert all((reply.streamed if reply.events else reply.text) == "from afar" for reply in replies)
+        await made.close()
+        assert before.users == 0
+
+    asyncio.run(run())
+
+
+def test_a_local_tier_is_left_for_what_it_cannot_do(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    called, none, kept = ask(
+        config(tmp_path), say("weather?", tools=tools), say("weather?", tools=tools, tool_choice="none"),
+        say(f"weather? {CARD}", tools=tools),
+    )  # fmt: skip
+    assert (called.headers["x-whit-tier"], none.headers["x-whit-tier"]) == ("cheap", "local")
+    assert kept.status == 400 and kept.code == "inside_unavailable" and "stays inside" in str(kept.json)
+    wanted = {"response_format": {"type": "json_object"}}
+    (prose,) = ask(config(tmp_path), say("as JSON", **wanted))
+    (made,) = ask(config(tmp_path), say("as JSON", **wanted), model=FakeModel(says='{"a": 1}'))
+    assert (prose.headers["x-whit-tier"], made.headers["x-whit-tier"]) == ("cheap", "local")
+
+
+def test_why_it_was_kept_from_a_tier_is_told(tmp_path: Path) -> None:
+    (found, declared) = ask(config(tmp_path), say(f"my {CARD}", model="cheap"), say("hello", model="nothing known"))
+    assert "holds card: stays inside, without cheap, strong" in found.headers["x-whit-reason"]
+    assert "stays" not in declared.headers["x-whit-reason"] and declared.headers["x-whit-tier"] == "local"
+
+
 def test_no_cookie_of_a_tier_is_kept(tmp_path: Path) -> None:
     seen: list[dict[str, str]] = []
 
@@ -339,10 +414,10 @@ def test_no_cookie_of_a_tier_is_kept(tmp_path: Path) -> None:
         writer.close()
 
     async def run() -> None:
-        server = await asyncio.start_server(serve, "localhost", 0)
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         # By name, for jars keep no cookie of an address.
-        text = TIERS.replace("https://cheap.example", f"http://localhost:{port}")
+        text = TIERS.replace("https://cheap.example", f"http://localhost:{port}").replace("= 5\n", "= 60\n")
         made = gateway(config(tmp_path, text=text), transport=None)
         for _ in range(2):
             assert (await call(App(made), say("hello", model="cheap"))).status == 200

@@ -55,6 +55,16 @@ def test_every_text_is_seen_and_contents_stand_together() -> None:
     assert "\n".join(texts).startswith("4111 1111\n1111 1111") or texts[:2] == ["4111 1111", "n"]
 
 
+def test_what_was_said_has_neither_numbers_nor_the_apis_own_words() -> None:
+    request = read(
+        messages=[{"role": "user", "content": [{"type": "text", "text": "I am Ada"}]}],
+        tools=[{"type": "function", "function": {"name": "find", "parameters": {"type": "object", "Ada's": [1, 2.5]}}}],
+        temperature=0.5, seed=7,
+    )  # fmt: skip
+    assert request.said() == ["I am Ada", "find", "Ada's"]
+    assert set(request.said()) < set(request.texts()) >= {"7", "0.5", "1", "2.5", "user"}
+
+
 def test_prompt_and_size() -> None:
     assert read().prompt() == "hello" and read().size >= 5
     assert read(max_completion_tokens=7, max_tokens=9).max_tokens == 7

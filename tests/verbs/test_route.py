@@ -35,6 +35,13 @@ def test_check_says_what_would_happen_and_why(tmp_path: Path) -> None:
     kept = route(RouteSettings(words=("check", str(path)), prompt="my IBAN is DE89370400440532013000"))
     assert kept is not None and kept.to_json()["order"] == ["local"] and kept.to_json()["found"] == ["iban"]
     assert "DE89" not in kept.to_text() and "over http" in kept.to_text()
+    path.write_text(TIERS.replace("api.example", "127.0.0.1:9") + '[route.hard]\nstart = "cloud"\n[gateway]\n'
+                    'min_confidence = 0.7\n[[tenant]]\nname = "t"\nbudget = 5.0\n')  # fmt: skip
+    hard = route(RouteSettings(words=("check", str(path)), model="hard"))
+    assert hard is not None and hard.to_json()["order"] == ["cloud", "local"] and "starts at cloud" in hard.to_text()
+    easy = route(RouteSettings(words=("check", str(path))))
+    assert easy is not None and "below a confidence of 0.7" in easy.to_text() and "over http" not in easy.to_text()
+    assert "may spend 5 a month" in easy.to_text()
     with pytest.raises(ConfigError, match="no tenant"):
         route(RouteSettings(words=("check", str(path)), tenant="nobody"))
 
@@ -63,6 +70,8 @@ def test_fit_writes_its_file_and_its_interval(tmp_path: Path) -> None:
     assert found is not None and (tmp_path / "rows.choice.json").is_file()
     plain = found.to_json()
     assert plain["interval"][0] <= plain["quality"] <= plain["interval"][1] and "95 % interval" in found.to_text()
+    dear = route(RouteSettings(words=("fit", str(path)), most_strong=0.25))
+    assert dear is not None and dear.to_json()["most_strong"] == 0.25 >= dear.choice.strong_share
 
 
 def test_report_reads_the_ledger_and_writes_a_page(tmp_path: Path) -> None:

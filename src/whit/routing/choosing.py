@@ -37,7 +37,8 @@ class Choice:
     """A predictor with its threshold: below it, the strongest tier is asked.
 
     `quality`, `interval` and `rivals` are of the rows it was learned from, by guesses that did not see each row.
-    With a `space` it is over embeddings, and `weights` and `bias` are not used.
+    With a `space` it is over embeddings, and `weights` and `bias` are not used. `most_strong` is what the threshold was
+    set to where that was a cost; `keep_quality` is then what was reached.
     """
 
     weights: Mapping[int, float]
@@ -50,6 +51,7 @@ class Choice:
     strong_share: float
     rivals: Mapping[str, float] = field(default_factory=dict)
     space: Space | None = None
+    most_strong: float | None = None
 
     @property
     def features(self) -> str:
@@ -172,12 +174,13 @@ def qualities(chances: Any, weak: Any, strong: Any) -> tuple[Any, Any]:
     return np.asarray(weak, float).mean() + np.concatenate([[0.0], np.cumsum(gain)]) / len(gain), order
 
 
-def fit(prompts: Sequence[str], weak: Sequence[bool], strong: Sequence[bool], *, keep_quality: float,
-        seed: int = 0, embed: Embedder | None = None) -> Choice:  # fmt: skip
+def fit(prompts: Sequence[str], weak: Sequence[bool], strong: Sequence[bool], *, keep_quality: float = 0.95,
+        most_strong: float | None = None, seed: int = 0, embed: Embedder | None = None) -> Choice:  # fmt: skip
     """Learn a choice that keeps `keep_quality` of the strong tier's share of right answers.
 
-    The threshold is the one that sends fewest rows to the strong tier while the quality of out-of-fold guesses
-    reaches the stated share; `interval` is a 95 % bootstrap interval of that quality over the strong tier's.
+    Or, where `most_strong` is given, one that sends that share of the rows to the strong tier and no more. The
+    threshold is the one that sends fewest rows to the strong tier while the quality of out-of-fold guesses reaches the
+    stated share; `interval` is a 95 % bootstrap interval of that quality over the strong tier's.
     With `embed` it learns over embeddings; the one of `WAYS` is chosen by other folds of the same rows, so that the
     interval leaves out what little that choice flatters it. Raises `DataError` where the rows cannot teach.
     """
@@ -201,9 +204,17 @@ def fit(prompts: Sequence[str], weak: Sequence[bool], strong: Sequence[bool], *,
     ranked = chances[order]
     # Rows of the same chance go together, so that a threshold can only lie between different ones.
     cuts = [0, *(np.flatnonzero(np.diff(ranked) > 0) + 1), len(y)]
-    enough = [int(cut) for cut in cuts if curve[cut] >= keep_quality * s.mean() - 1e-12]
-    count = enough[0] if enough else len(y)
+    if most_strong is None:
+        enough = [int(cut) for cut in cuts if curve[cut] >= keep_quality * s.mean() - 1e-12]
+        count = enough[0] if enough else len(y)
+    else:
+        count = max(int(cut) for cut in cuts if cut <= most_strong * len(y) + 1e-9)
+        keep_quality = float(curve[count] / max(s.mean(), 1e-9))
     threshold = 0.0 if count == 0 else 1.0 if count == len(y) else float((ranked[count - 1] + ranked[count]) / 2)
+    if most_strong is not None and 0 < count < len(y):
+        # What is learned from all rows may give one chance to many that the folds told apart: then fewer go.
+        own = np.sort(guess(X, y, X))
+        threshold = min(threshold, float(own[int(most_strong * len(y))]))
     to_strong = chances < threshold if 0 < count < len(y) else np.full(len(y), count > 0)
     right = np.where(to_strong, s, w)
     draws = np.random.default_rng(seed).integers(0, len(y), (2000, len(y)))
@@ -214,6 +225,7 @@ def fit(prompts: Sequence[str], weak: Sequence[bool], strong: Sequence[bool], *,
         weights, bias, threshold, keep_quality, len(y),
         float(right.mean() / max(s.mean(), 1e-9)), (float(low), float(high)), float(to_strong.mean()),
         against(to_strong, w, s, keep_quality, seed=seed), None if embed is None else _space(embed, X, y, *way),
+        most_strong,
     )  # fmt: skip
 
 

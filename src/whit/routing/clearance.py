@@ -51,7 +51,8 @@ class Scan:
 class Clearance:
     """Which tiers a request may go to, as it is (`plain`) or with what was found masked (`masked`)."""
 
-    __slots__ = ("_id", "_kinds", "_masked", "_plain", "_reasons")
+    __slots__ = ("_causes", "_id", "_kinds", "_masked", "_plain", "_reasons")
+    _causes: tuple[str, ...]
     _id: str
     _plain: frozenset[str]
     _masked: frozenset[str]
@@ -65,6 +66,7 @@ class Clearance:
         masked: Iterable[str],
         kinds: Iterable[str],
         reasons: Iterable[str],
+        causes: Iterable[str] = (),
     ) -> None:
         if seal is not _SEAL:
             raise NotCleared("only the gate makes a clearance")
@@ -74,6 +76,7 @@ class Clearance:
             ("_masked", frozenset(masked)),
             ("_kinds", frozenset(kinds)),
             ("_reasons", tuple(reasons)),
+            ("_causes", tuple(causes)),
         ):
             object.__setattr__(self, name, value)
 
@@ -111,6 +114,11 @@ class Clearance:
     def reasons(self) -> tuple[str, ...]:
         """Why tiers are absent, in words without any of the request's text."""
         return self._reasons
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """What keeps it from a tier that is outside: kinds that were found, `unread`, or the policy's source."""
+        return self._causes
 
     def allows(self, tier: str) -> bool:
         """Whether the request may go to this tier, in some form."""
@@ -176,22 +184,26 @@ class Cleared:
 class Gate:
     """The only maker of clearances.
 
-    `inside` are the tiers whose requests never leave the building, `scan` looks through a request's texts.
+    `inside` are the tiers whose requests never leave the building; `scan` looks through a request's texts, all of them
+    and those that somebody said.
     """
 
-    def __init__(self, tiers: Sequence[str], inside: Iterable[str], scan: Callable[[Sequence[str]], Scan]) -> None:
+    def __init__(
+        self, tiers: Sequence[str], inside: Iterable[str], scan: Callable[[Sequence[str], Sequence[str]], Scan]
+    ) -> None:
         self._tiers, self._inside, self._scan = tuple(tiers), frozenset(inside), scan
 
     def clear(self, request: ChatRequest, policies: Sequence[tuple[str, Policy]]) -> Cleared:
         """Clear a request under every one of `policies` (what declared it, the policy); the narrowest wins."""
         return self.decide(request, policies, self.look(request))
 
-    def look(self, request: ChatRequest) -> Scan:
-        """What the detectors say of a request; a detector that raises is a scan that failed."""
+    def look(self, request: ChatRequest, masks: Masks | None = None) -> Scan:
+        """What the detectors say of a request, masked by `masks`; a detector that raises is a scan that failed."""
         if request.opaque:
             return Scan(failed="a part of it is not text, so it could not be looked at")
         try:
-            return self._scan(request.texts())
+            said = request.said()
+            return self._scan(request.texts(), said if masks is None else [masks.blank(text) for text in said])
         except Exception as error:
             return Scan(failed=f"the detectors failed ({type(error).__name__})")
 
@@ -199,10 +211,13 @@ class Gate:
         """Clear a request of which `scan` is what the detectors said."""
         declared = frozenset(self._tiers) if policies else frozenset()
         reasons = [] if policies else ["nothing declares where it may go"]
+        causes = []
         for source, policy in policies:
             gone = [tier for tier in self._tiers if tier in declared and tier not in policy.tiers]
             if gone:
                 reasons.append(f"{source} (policy {policy.name}) leaves out {', '.join(gone)}")
+                if not self._inside.issuperset(gone):
+                    causes.append(source)
             declared &= policy.tiers
         ignored = frozenset.intersection(*(policy.ignore for _, policy in policies)) if policies else frozenset()
         kinds = scan.kinds - ignored
@@ -213,6 +228,7 @@ class Gate:
             plain = declared & self._inside
             if outside:
                 reasons.append(f"{scan.failed}: stays inside, without {self._listed(outside)}")
+                causes.append("unread")
         elif kinds:
             plain = declared & self._inside
             found = f"it holds {', '.join(sorted(kinds))}"
@@ -221,11 +237,12 @@ class Gate:
                 masked = outside.intersection(*(policy.masked_tiers for _, policy in policies))
             if outside - masked:
                 reasons.append(f"{found}: stays inside, without {self._listed(outside - masked)}")
+                causes += sorted(kinds)
             if masked:
                 reasons.append(f"{found}: masked for {self._listed(masked)}, as its policy allows")
         else:
             plain = declared
-        clearance = Clearance(_SEAL, plain, masked, scan.kinds, reasons)
+        clearance = Clearance(_SEAL, plain, masked, scan.kinds, reasons, causes)
         return Cleared(_SEAL, clearance, request, masked_request if masked else None, masks if masked else None)
 
     def _mask(
@@ -241,7 +258,7 @@ class Gate:
             return None, None
         masks = Masks([(kind, text) for kind, text in scan.found if kind in kinds], avoid="\n".join(request.texts()))
         masked = request.map(masks.mask)
-        again = self.look(masked)
+        again = self.look(masked, masks)
         if again.failed is not None or again.kinds - ignored:
             return None, None
         return masked, masks

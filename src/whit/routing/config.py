@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from whit.routing.clearance import Policy
 from whit.routing.ledger import is_address
-from whit.routing.tables import Table, read_toml
+from whit.routing.tables import Table, near, read_toml
 
 KINDS = ("whit", "openai", "anthropic")
 PERIODS = ("hour", "day", "month", "ever")
@@ -150,12 +150,17 @@ def read_config(path: str | Path, environment: Mapping[str, str] | None = None) 
         labels[name] = table.need("policy", str, choices=policies)
         table.done()
     routes = {}
+    adapters = {each for tier in tiers for each in tier.adapters}
     for name, table in top.named("route").items():
+        if (adapter := table.get("adapter", str)) is not None and adapter not in adapters:
+            raise table.error(
+                "adapter", f"is {adapter!r}, which no tier names in its adapters{near(adapter, adapters)}"
+            )
         routes[name] = Route(
             name,
             table.get("policy", str, choices=policies),
             table.get("start", str, choices=names),
-            table.get("adapter", str),
+            adapter,
             table.get("min_confidence", float, least=0, most=1),
             table.get("min_least", float, least=0, most=1),
             _pattern(table),

@@ -149,8 +149,8 @@ class Gateway:
                 cleared = state.gate.clear(request, policies)
             until = began + min(seconds or state.config.deadline, state.config.deadline)
             case = _Case(request, tenant, route, label, cleared, began, until)
-            for kind in cleared.clearance.kinds:
-                self.metrics.add("whit_kept_inside_total", kind=kind)
+            for cause in cleared.clearance.causes:
+                self.metrics.add("whit_kept_inside_total", cause=cause)
             try:
                 return await self._first(state, case)
             except Refused as error:
@@ -162,10 +162,11 @@ class Gateway:
 
     async def _first(self, state: State, case: _Case) -> Served:
         chance = await guess(state, case.request, case.cleared, case.route, case.until)
-        order, reason = plan(state, case.request, case.cleared, case.route, chance)
+        order, first = plan(state, case.request, case.cleared, case.route, chance)
+        reason = "; ".join([first, *case.cleared.clearance.reasons])
         kept: tuple[str, list[Piece | End]] | None = None
         last: Refused | None = None
-        signals = signals_of(state.config, case.route)
+        signals = signals_of(state.config, case.route, case.request)
         for place, name in enumerate(order):
             tier = state.config.tier(name)
             judged = bool(signals) and tier.kind == "whit" and place + 1 < len(order) and kept is None
@@ -385,6 +386,6 @@ class Gateway:
                 reason, clearance.id, " ".join(sorted(clearance.tiers)), " ".join(sorted(clearance.kinds)),
                 int(bool(tier) and not clearance.plain(tier)), case.attempts, tokens_in, tokens_out, case.spent,
                 dearest.cost(tokens_in, tokens_out), seconds, first, end.confidence if end else None,
-                agreement,
+                agreement, ", ".join(clearance.causes),
             )
         )  # fmt: skip

@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from whit.routing.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Record:
-    """One request. Costs in the currency of tiers.toml, times in seconds; `cost_strong` is the dearest tier's.
+    """One request. Costs in the currency of tiers.toml, times in seconds; `cost_strong` is the dearest tier's; `causes`
+    are those of its clearance, with commas between.
 
     Of a sampled row there is a second record, of outcome `sampled`: what the dearest tier's answer cost, and how far it
     agrees with the local one (0 to 1).
@@ -49,6 +50,7 @@ class Record:
     first_seconds: float
     confidence: float | None
     agreement: float | None = None
+    causes: str = ""
 
 
 COLUMNS = tuple(part.name for part in fields(Record))
@@ -57,6 +59,15 @@ KINDS = tuple("TEXT" if part.type == "str" else "INTEGER" if part.type == "int" 
 
 #: A record as the row of a table.
 row_of: Callable[[Record], tuple[float | str | int | None, ...]] = attrgetter(*COLUMNS)
+
+
+def record_of(names: Sequence[str], values: Sequence[Any]) -> Record:
+    """The record of a table's row; an older whit's table has fewer columns. Raises `TypeError` for no such row."""
+    known: dict[str, Any] = {name: value for name, value in zip(names, values, strict=True) if name in COLUMNS}
+    known["causes"] = known.get("causes") or ""
+    return Record(**known)
+
+
 _GATHER, _AT_ONCE = 0.2, 200  # seconds, records
 
 
@@ -199,10 +210,11 @@ class SqliteBook:
             raise BookError("there is no ledger yet: requests write it")
         try:
             with contextlib.closing(sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True, timeout=5)) as base:
-                query = f"SELECT {', '.join(COLUMNS)} FROM requests WHERE at >= ? ORDER BY id"
-                for row in base.execute(query, (since,)):
-                    yield Record(*row)
-        except sqlite3.Error as error:
+                rows = base.execute("SELECT * FROM requests WHERE at >= ? ORDER BY id", (since,))
+                names = [column[0] for column in rows.description]
+                for row in rows:
+                    yield record_of(names, row)
+        except (sqlite3.Error, TypeError) as error:
             raise BookError(f"is not a ledger that can be read ({error})") from error
 
     def close(self) -> None:

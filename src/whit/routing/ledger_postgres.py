@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from whit.errors import UsageError
-from whit.routing.ledger import COLUMNS, KINDS, BookError, Record, row_of
+from whit.routing.ledger import COLUMNS, KINDS, BookError, Record, record_of, row_of
 
 _TYPES = {"TEXT": "TEXT", "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
 _INSERT = f"INSERT INTO whit.requests ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"
@@ -56,9 +56,10 @@ class PostgresBook:
                 raise BookError("there is no ledger in this database yet: requests write it")
             with base.transaction(), base.cursor(name="whit_report") as cursor:
                 cursor.itersize = _AT_ONCE
-                cursor.execute(f"SELECT {', '.join(COLUMNS)} FROM whit.requests WHERE at >= %s ORDER BY id", (since,))
+                cursor.execute("SELECT * FROM whit.requests WHERE at >= %s ORDER BY id", (since,))
+                names = [column.name for column in cursor.description]
                 for row in cursor:
-                    yield Record(*row)
+                    yield record_of(names, row)
 
     def close(self) -> None:
         """Close the connection."""

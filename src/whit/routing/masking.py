@@ -46,6 +46,10 @@ class Masks:
         """The text with placeholders."""
         return self._mask.sub(lambda match: self._to[match.group()], text) if self._mask else text
 
+    def blank(self, text: str) -> str:
+        """A masked text with a plain word for each placeholder, for who would take those for names."""
+        return self._restore.sub("that", text) if self._restore else text
+
     def restore(self, text: str, *, quoted: bool = False) -> str:
         """The text with what the placeholders stand for; `quoted` where the text is the inside of JSON."""
         if self._restore is None:

@@ -8,7 +8,7 @@ from collections import defaultdict
 _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _HELP = {
     "whit_requests_total": "Requests by tier and outcome.",
-    "whit_kept_inside_total": "Requests that detectors kept inside, by kind of what they found.",
+    "whit_kept_inside_total": "Requests kept from a tier outside, by cause: what was found, or what declared it.",
     "whit_failures_total": "Failed attempts by tier and code.",
     "whit_tokens_total": "Tokens by tier and direction.",
     "whit_cost_total": "Money by tier.",
@@ -42,15 +42,15 @@ class Metrics:
             lines += [f"# HELP {name} {_HELP[name]}", f"# TYPE {name} counter"]
             for (each, labels), value in sorted(self._counts.items()):
                 if each == name:
-                    lines.append(f"{name}{_labels(labels)} {value:g}")
+                    lines.append(f"{name}{_labels(labels)} {_number(value)}")
         lines += [f"# HELP whit_seconds {_HELP['whit_seconds']}", "# TYPE whit_seconds histogram"]
         for tier, slots in sorted(self._times.items()):
             total = 0.0
             for bound, count in zip((*map(str, _BOUNDS), "+Inf"), slots[:-1], strict=True):
                 total += count
-                lines.append(f"whit_seconds_bucket{_labels((('tier', tier), ('le', bound)))} {total:g}")
-            lines.append(f"whit_seconds_sum{_labels((('tier', tier),))} {slots[-1]:g}")
-            lines.append(f"whit_seconds_count{_labels((('tier', tier),))} {total:g}")
+                lines.append(f"whit_seconds_bucket{_labels((('tier', tier), ('le', bound)))} {_number(total)}")
+            lines.append(f"whit_seconds_sum{_labels((('tier', tier),))} {_number(slots[-1])}")
+            lines.append(f"whit_seconds_count{_labels((('tier', tier),))} {_number(total)}")
         lines += [f"# HELP whit_ledger_lost {_HELP['whit_ledger_lost']}", "# TYPE whit_ledger_lost gauge",
                   f"whit_ledger_lost {lost}"]  # fmt: skip
         return "\n".join(lines) + "\n"
@@ -59,6 +59,11 @@ class Metrics:
 def _labels(labels: tuple[tuple[str, str], ...]) -> str:
     inner = ",".join(f'{key}="{_quoted(value)}"' for key, value in labels)
     return f"{{{inner}}}" if inner else ""
+
+
+def _number(value: float) -> str:
+    # Every digit: of a counter beyond a million, six would hide what is added.
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _quoted(value: str) -> str:

@@ -8,6 +8,7 @@ asked.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import time
@@ -33,6 +34,7 @@ class Signals:
     min_least: float | None = None
     must_match: str | None = None
     agree: bool = False
+    json: bool = False
 
     def __bool__(self) -> bool:
         return self != Signals()
@@ -47,16 +49,26 @@ class Signals:
                 return f"{what} {value:.2f} below {least:g}"
         if self.must_match is not None and re.fullmatch(self.must_match, text.strip(), re.S) is None:
             return "its answer has not the form that this route calls for"
+        if self.json and not _is_json(text):
+            return "its answer is not the JSON that was asked for"
         return None
 
 
-def signals_of(config: Config, route: Route | None) -> Signals:
-    """The route's, and where it says nothing the gateway's."""
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def signals_of(config: Config, route: Route | None, request: ChatRequest | None = None) -> Signals:
+    """The route's, and where it says nothing the gateway's; and what the request itself calls for."""
     confidence = config.min_confidence
+    wanted = request is not None and request.wants_json
     if route is None:
-        return Signals(confidence)
+        return Signals(confidence, json=wanted)
     own = route.min_confidence
-    return Signals(confidence if own is None else own, route.min_least, route.must_match, route.agree)
+    return Signals(confidence if own is None else own, route.min_least, route.must_match, route.agree, wanted)
 
 
 def same(one: str, other: str) -> bool:

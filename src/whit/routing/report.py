@@ -70,7 +70,7 @@ def summarise(records: Iterable[Record]) -> Summary:
     seconds: dict[str, list[float]] = defaultdict(list)
     costs: dict[str, float] = defaultdict(float)
     tenants: dict[str, float] = defaultdict(float)
-    kinds: Counter[str] = Counter()
+    causes: Counter[str] = Counter()
     failures: Counter[str] = Counter()
     days: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     agreements: list[float] = []
@@ -85,7 +85,7 @@ def summarise(records: Iterable[Record]) -> Summary:
         count += 1
         cost += record.cost
         tenants[record.tenant] += record.cost
-        kinds.update(record.kinds.split())
+        causes.update(record.causes.split(", ") if record.causes else ())
         day = time.strftime("%F", time.gmtime(record.at))
         days[day]["cost"] += record.cost
         if record.outcome != "ok":
@@ -108,7 +108,7 @@ def summarise(records: Iterable[Record]) -> Summary:
     }
     return Summary(
         count, answered, free / answered if answered else 0.0, cost, strong, strong - cost, tiers, dict(tenants),
-        dict(kinds.most_common()), dict(failures.most_common()), {day: dict(each) for day, each in days.items()},
+        dict(causes.most_common()), dict(failures.most_common()), {day: dict(each) for day, each in days.items()},
         len(agreements), statistics.fmean(agreements) if agreements else None, _interval(agreements),
     )  # fmt: skip
 
@@ -144,7 +144,7 @@ def page(summary: Summary, title: str) -> str:
         f"<h2>Answers by tier</h2>{_bars(shares)}",
         f"<h2>Answers by day</h2>{_days(summary, colours)}",
         f"<h2>Money</h2>{_bars(spent, '{:.4f}')}",
-        f"<h2>Kept inside, by what was found</h2>{_bars(inside)}",
+        f"<h2>Kept inside, and why</h2>{_bars(inside)}",
         f"<h2>Not answered</h2>{_bars(failed)}",
     ]
     return (

@@ -27,13 +27,23 @@ _NUMBERS = {
 _COUNTS = {"max_tokens": (1, 1_000_000), "max_completion_tokens": (1, 1_000_000), "seed": (-(2**63), 2**63 - 1)}
 _TREES = ("tools", "tool_choice", "response_format")
 _MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
+# Words of the API's own and of JSON Schema: a detector that looks for names would take some for one.
+_VOCABULARY = frozenset((
+    "messages", "role", "content", "system", "developer", "user", "assistant", "tool", "tools", "function",
+    "functions", "type", "text", "input_text", "name", "parameters", "properties", "required", "description",
+    "object", "string", "array", "number", "integer", "boolean", "null", "enum", "items", "anyOf", "oneOf",
+    "allOf", "additionalProperties", "title", "default", "format", "minimum", "maximum", "pattern", "arguments",
+    "id", "index", "tool_calls", "tool_call_id", "tool_choice", "auto", "none", "response_format",
+    "json_object", "json_schema", "schema", "strict", "stop", "temperature", "top_p", "max_tokens",
+    "max_completion_tokens", "presence_penalty", "frequency_penalty", "seed",
+))  # fmt: skip
 _TEXT_PARTS = frozenset({"text", "input_text"})
 
 
 class ChatRequest:
     """A chat request: immutable; `body` is what may be passed on, `model` what the client asked for."""
 
-    __slots__ = ("_json", "_size", "include_usage", "max_tokens", "model", "opaque", "stream")
+    __slots__ = ("_json", "_size", "include_usage", "max_tokens", "model", "opaque", "stream", "wants_json")
 
     def __init__(self, body: Mapping[str, Any], *, model: str, stream: bool, include_usage: bool, opaque: bool) -> None:
         self._json = compact(body)
@@ -41,6 +51,8 @@ class ChatRequest:
         self.model, self.stream, self.include_usage, self.opaque = model, stream, include_usage, opaque
         most = body.get("max_completion_tokens", body.get("max_tokens"))
         self.max_tokens: int | None = most if isinstance(most, int) else None
+        form = body.get("response_format")
+        self.wants_json = isinstance(form, dict) and form.get("type") in ("json_object", "json_schema")
 
     def __repr__(self) -> str:
         return f"<chat request of {len(self._json)} characters>"
@@ -59,6 +71,12 @@ class ChatRequest:
         """Every text in it, numbers too; keys and other names come last, so that contents stand side by side."""
         names: list[str] = []
         return [*_texts(json.loads(self._json), names), *names]
+
+    def said(self) -> list[str]:
+        """What somebody may have said or named: the texts without numbers and without the API's own words."""
+        names: list[str] = []
+        found = [*_texts(json.loads(self._json, parse_int=_nothing, parse_float=_nothing), names), *names]
+        return [text for text in found if text not in _VOCABULARY]
 
     def prompt(self) -> str:
         """What the user says last, as text."""
@@ -184,6 +202,10 @@ def _texts(value: Any, names: list[str]) -> Iterator[str]:
             yield from _texts(inner, names)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield str(value)
+
+
+def _nothing(digits: str) -> None:
+    return None
 
 
 def _map(value: Any, change: Callable[[str], str]) -> Any:

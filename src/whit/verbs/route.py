@@ -110,7 +110,7 @@ def check(where: str, settings: RouteSettings, talk: Talk) -> Explanation:
     needs()
     body = {"model": settings.model, "messages": [{"role": "user", "content": settings.prompt}]}
     request = read_request(json.dumps(body).encode())
-    return explain(config, request, tenant=settings.tenant, label=settings.label)
+    return explain(config, request, tenant=settings.tenant, label=settings.label, hook=_hook(config, talk))
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,16 @@ class FitResult:
         return {
             "contract": common.CONTRACT, "out": str(self.out), "rows": choice.rows, "features": choice.features,
             "base": space.base if space else None, "way": space.kind if space else "logistic",
-            "threshold": choice.threshold, "keep_quality": choice.keep_quality, "quality": choice.quality,
+            "threshold": choice.threshold, "keep_quality": choice.keep_quality,
+            "most_strong": choice.most_strong, "quality": choice.quality,
             "interval": list(choice.interval), "strong_share": choice.strong_share, "rivals": dict(choice.rivals),
         }  # fmt: skip
 
     def to_text(self) -> str:
         """What it keeps, what simple ways would do, and where it is."""
         low, high = self.choice.interval
-        reached = "" if low >= self.choice.keep_quality else " (the interval reaches below what was asked for)"
+        asked = self.choice.most_strong is None
+        reached = "" if low >= self.choice.keep_quality or not asked else " (the interval reaches below what was asked for)"
         space = self.choice.space
         near = f"the nearest {space.neighbours} rows" if space and space.kind == "knn" else "logistic regression"
         return (
@@ -170,7 +172,10 @@ def fit(where: str, settings: RouteSettings, talk: Talk) -> FitResult:
 
         with talk.task(f"Loading {settings.base}"):
             embed = Embedder.load(settings.base)
-    choice = learn(prompts, weak, strong, keep_quality=settings.keep_quality, seed=settings.seed, embed=embed)
+    choice = learn(
+        prompts, weak, strong, keep_quality=settings.keep_quality, most_strong=settings.most_strong, seed=settings.seed,
+        embed=embed,
+    )  # fmt: skip
     out = settings.out or path.with_name(f"{path.stem}.choice.json")
     choice.save(out)
     return FitResult(choice, out)

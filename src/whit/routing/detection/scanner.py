@@ -49,11 +49,15 @@ class Scanner:
         """Whether a scan may take longer than an event loop can wait."""
         return self._hook is not None
 
-    def __call__(self, texts: Sequence[str]) -> Scan:
-        """Look through texts that belong together: a number may be cut between them."""
+    def __call__(self, texts: Sequence[str], said: Sequence[str] | None = None) -> Scan:
+        """Look through texts that belong together: a number may be cut between them.
+
+        `said` are those that the hook looks at; all of them where that is not given.
+        """
         began = time.thread_time()  # its own work: a busy machine makes nothing suspicious
         kinds: set[str] = set()
         found: set[tuple[str, str]] = set()
+        named: list[tuple[str, str]] = []
         joined = "\n".join(texts)
         if len(joined) > self._settings.largest:
             return Scan(failed=f"it is too large to be looked through ({len(joined):,} characters)")
@@ -70,10 +74,12 @@ class Scanner:
             kinds = {kind for kind, _ in found}
             if normalise.opaque(joined):
                 return Scan(frozenset(kinds), tuple(found), "a part of it is encoded and could not be looked at")
-            for kind, text in self._ask(joined):
-                if kind in self._settings.kinds:
+            for kind, text in self._ask(joined if said is None else "\n".join(said)):
+                # A part of an address is no name beside it.
+                if kind in self._settings.kinds and not any(text in other for _, other in found):
                     kinds.add(kind)
-                    found.add((kind, text))
+                    named.append((kind, text))
+            found.update(named)
         except TimeoutError:
             return Scan(frozenset(kinds), tuple(found), "the detecting adapter took too long")
         except Exception as error:

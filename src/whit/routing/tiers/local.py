@@ -29,14 +29,18 @@ class LocalModel(Protocol):
 
     def generate(
         self, turns: Sequence[Turn], *, adapter: str | None, max_tokens: int, temperature: float, top_p: float,
-        seed: int, on_text: Callable[[str], bool],
+        seed: int, stop: Sequence[str], on_text: Callable[[str], bool],
     ) -> End:  # fmt: skip
-        """Answer; `on_text` is given each piece, and ends the answer where it says False. Blocking."""
+        """Answer, up to one of `stop`; `on_text` is given each piece, and ends it where it says False. Blocking."""
         ...
 
 
 class Stopped(Exception):
     """Nobody waits for the answer any more."""
+
+
+class _Enough(Exception):
+    """A text came at which the answer ends."""
 
 
 class LocalRoom:
@@ -79,6 +83,8 @@ class LocalClient:
         if request.opaque:
             raise TierFailed("unsupported", f"tier {self._tier.name} reads text only", again=False, status=400)
         body = request.body()
+        if body.get("tools") and body.get("tool_choice") != "none":
+            raise TierFailed("unsupported", f"tier {self._tier.name} calls no tools", again=False, status=400)
         turns = [Turn(_role(each["role"]), content_text(each.get("content"))) for each in body["messages"]]
         pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
         loop, ready, gone = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
@@ -94,7 +100,7 @@ class LocalClient:
                 return
             try:
                 end = self._room.model().generate(
-                    turns, adapter=ask.adapter, max_tokens=ask.max_tokens,
+                    turns, adapter=ask.adapter, max_tokens=ask.max_tokens, stop=body.get("stop", ()),
                     temperature=max(body.get("temperature", 0.0), _SAMPLE if ask.sample else 0.0),
                     top_p=body.get("top_p", 1.0), seed=(body.get("seed", 0) + ask.sample) % 2**31, on_text=tell,
                 )  # fmt: skip
@@ -134,6 +140,35 @@ class LocalClient:
         return TierFailed("tier_error", f"tier {self._tier.name} failed ({type(error).__name__})", again=False)
 
 
+class Until:
+    """Lets a text through piece by piece until one of `stops` comes, which may be cut anywhere."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._kept = ""
+        self.reached = False
+
+    def __call__(self, piece: str) -> str:
+        """What is sure after one more piece."""
+        text = self._kept + piece
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
+            self.reached, self._kept = True, ""
+            return text[: min(places)]
+        held = max((_held(text, stop) for stop in self._stops), default=0)
+        self._kept = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        return "" if self.reached else self._kept
+
+
+def _held(text: str, stop: str) -> int:
+    """How many characters at the end of `text` begin `stop`."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
 def _role(role: str) -> str:
     return {"developer": "system", "tool": "user"}.get(role, role)
 
@@ -151,7 +186,7 @@ class WhitModel:
 
     def generate(
         self, turns: Sequence[Turn], *, adapter: str | None, max_tokens: int, temperature: float, top_p: float,
-        seed: int, on_text: Callable[[str], bool],
+        seed: int, stop: Sequence[str] = (), on_text: Callable[[str], bool],
     ) -> End:  # fmt: skip
         """Decode one answer; its confidence is the geometric mean of its tokens' probabilities."""
         from whit.evaluation.decoding import Decoder, Sampling
@@ -159,23 +194,29 @@ class WhitModel:
         bound, instruction = self._specialist(adapter or "")
         ids = self._base.encode(self._base.template.render(list(turns), instruction=instruction))
         said: list[int] = []
-        shown = 0
+        until, shown = Until(stop), 0
 
         def heard(_: int, token: int) -> None:
             nonlocal shown
             said.append(token)
             text = self._base.decode(said)
             if not text.endswith("\ufffd"):
-                if not on_text(text[shown:]):
+                new, shown = until(text[shown:]), len(text)
+                if new and not on_text(new):
                     raise Stopped
-                shown = len(text)
+                if until.reached:
+                    raise _Enough
 
-        decoder = Decoder(self._base, bound)
-        (found,) = decoder.answers([ids], most=max_tokens, sampling=Sampling(temperature, top_p, seed), on_token=heard)
-        if rest := self._base.decode(found)[shown:]:
-            on_text(rest)
+        decoder, sampling = Decoder(self._base, bound), Sampling(temperature, top_p, seed)
+        try:
+            (found,) = decoder.answers([ids], most=max_tokens, sampling=sampling, on_token=heard)
+            if rest := until(self._base.decode(found)[shown:]) + until.rest():
+                on_text(rest)
+        except _Enough:
+            found = said
         mean, least = self._probability(bound, ids, found)
-        return End("length" if len(found) >= max_tokens else "stop", len(ids), len(found), mean, least)
+        ended = until.reached or len(found) < max_tokens
+        return End("stop" if ended else "length", len(ids), len(found), mean, least)
 
     def _probability(self, bound: Any, prompt: list[int], answer: list[int]) -> tuple[float | None, float | None]:
         import contextlib
