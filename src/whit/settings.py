@@ -368,7 +368,8 @@ class RouteSettings:
     """Options of `whit route`."""
 
     words: tuple[str, ...] = argument(
-        "TIERS.toml serves it; check TIERS.toml, fit ROWS, learn ROWS … and report LEDGER do what they say.", many=True
+        "TIERS.toml serves it; check TIERS.toml, fit ROWS, learn ROWS …, report LEDGER and schema do what they say.",
+        many=True,
     )
     host: str | None = option(None, "serve: address to listen on (default: the file's, else this machine alone).")
     port: int | None = option(None, "serve: port (default: the file's, else 8080).", least=0, most=65535)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from whit.routing import config as config_module
 from whit.routing.config import Config, read_config
 from whit.routing.errors import ConfigError
+from whit.routing.tables import Table
 
 GOOD = """\
 [[tier]]
@@ -73,6 +77,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ("https://api.example.com/v1/", "https://me:pw@api.example.com", 10, "neither a name, a password"),
         ('tiers = ["local"]', 'tiers = ["locl"]', 18, "did you mean local?"),
         ('policy = "secret"', 'policy = "scret"', 20, "one of"),
+        ('adapter = "legal"', 'adapter = "legl"', 22, "did you mean legal?"),
         ('start = "local"', 'start = "none"', 23, "one of"),
         ('start = "local"', 'must_match = "["', 23, "no regular expression"),
         ("budget = 5.0", "budget = -1", 27, "at least 0"),
@@ -129,3 +134,50 @@ def test_a_ledger_is_a_file_or_an_address_without_a_password(tmp_path: Path) -> 
         with pytest.raises(ConfigError, match=says) as told:
             read(tmp_path, one + line, environment)
         assert "hunter2" not in str(told.value) and told.value.line >= 5
+
+
+SCHEMA = Path(config_module.__file__).with_name("tiers.schema.json")
+
+
+def test_the_schema_has_every_key_that_is_read_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, set[str]] = {}
+    done = Table.done
+
+    def remember(table: Table) -> None:
+        place = ".".join(
+            [*map(str, table.where[:1]), *(table._values[key] for key in ("kind",) if key in table._values)]
+        )
+        asked.setdefault(place, set()).update(table._asked)
+        done(table)
+
+    monkeypatch.setattr(Table, "done", remember)
+    read(tmp_path, GOOD.replace("[gateway]", '[detectors]\nphone_regions = ["US"]\n[gateway]'))
+    schema = json.loads(SCHEMA.read_text("utf-8"))
+    parts = schema["properties"]
+    local, remote = parts["tier"]["items"]["oneOf"]
+    known = {
+        "": set(parts), "tier.whit": set(local["properties"]), "tier.openai": set(remote["properties"]),
+        "detectors": set(parts["detectors"]["properties"]), "gateway": set(parts["gateway"]["properties"]),
+        "tenant": set(parts["tenant"]["items"]["properties"]),
+        **{name: set(parts[name]["additionalProperties"]["properties"]) for name in ("policy", "label", "route")},
+    }  # fmt: skip
+    assert asked == known
+
+
+def test_the_schema_takes_what_is_right_and_not_what_is_wrong() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    check = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text("utf-8")))
+    assert check.is_valid(tomllib.loads(GOOD))
+    page = (Path(__file__).parents[2] / "docs" / "routing.md").read_text("utf-8")
+    assert check.is_valid(tomllib.loads(page.partition("```toml\n")[2].partition("```")[0]))
+    for old, new in (("base =", "bse ="), ("input_price = 3", "input_price = -3"), ('"openai"', '"opnai"'),
+                     ("https://api.example.com", "file:///etc"), ("budget = 5.0", 'period = "week"')):  # fmt: skip
+        assert old in GOOD and not check.is_valid(tomllib.loads(GOOD.replace(old, new)))
+
+
+def test_the_example_of_the_page_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "routing.md").read_text("utf-8")
+    (tmp_path / "terms.txt").write_text("Nachtigall\n")
+    keys = {"CHEAP_KEY": "k" * 20, "STRONG_KEY": "k" * 20, "SUPPORT_TOKEN": "t" * 20}
+    found = read(tmp_path, page.partition("```toml\n")[2].partition("```")[0], keys)
+    assert [tier.name for tier in found.tiers] == ["local", "cheap", "strong"] and found.detection.terms

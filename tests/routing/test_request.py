@@ -57,12 +57,12 @@ def test_every_text_is_seen_and_contents_stand_together() -> None:
 
 def test_what_was_said_has_neither_numbers_nor_the_apis_own_words() -> None:
     request = read(
-        messages=[{"role": "user", "content": [{"type": "text", "text": "I am Ada"}]}],
+        messages=[{"role": "user", "name": "bob", "content": [{"type": "text", "text": "I am Ada"}]}],
         tools=[{"type": "function", "function": {"name": "find", "parameters": {"type": "object", "Ada's": [1, 2.5]}}}],
         temperature=0.5, seed=7,
     )  # fmt: skip
-    assert request.said() == ["I am Ada", "find", "Ada's"]
-    assert set(request.said()) < set(request.texts()) >= {"7", "0.5", "1", "2.5", "user"}
+    assert sorted(request.said()) == ["Ada's", "I am Ada", "bob"]
+    assert set(request.said()) < set(request.texts()) >= {"7", "0.5", "1", "2.5", "user", "find"}
 
 
 def test_prompt_and_size() -> None:

@@ -46,6 +46,12 @@ def test_check_says_what_would_happen_and_why(tmp_path: Path) -> None:
         route(RouteSettings(words=("check", str(path)), tenant="nobody"))
 
 
+def test_the_schema_is_printed_for_editors() -> None:
+    found = route(RouteSettings(words=("schema",)))
+    assert found is not None and json.loads(found.to_text()) == found.to_json()
+    assert set(found.to_json()["properties"]) >= {"tier", "policy", "gateway"}
+
+
 def test_words_that_cannot_be(tmp_path: Path) -> None:
     for words in (("check",), ("check", "a", "b"), ("tiers.toml", "more")):
         with pytest.raises(UsageError):

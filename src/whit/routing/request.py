@@ -8,6 +8,7 @@ unread; and that `texts` gives every text that any tier could receive. Fields th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ _VOCABULARY = frozenset((
     "json_object", "json_schema", "schema", "strict", "stop", "temperature", "top_p", "max_tokens",
     "max_completion_tokens", "presence_penalty", "frequency_penalty", "seed",
 ))  # fmt: skip
+_PLAIN_NAME = re.compile(r"[a-z][a-z0-9_-]*")  # of a function or a key, as programs have them
 _TEXT_PARTS = frozenset({"text", "input_text"})
 
 
@@ -73,10 +75,11 @@ class ChatRequest:
         return [*_texts(json.loads(self._json), names), *names]
 
     def said(self) -> list[str]:
-        """What somebody may have said or named: the texts without numbers and without the API's own words."""
+        """What somebody may have said: the texts without numbers, the API's own words and a program's plain names."""
         names: list[str] = []
-        found = [*_texts(json.loads(self._json, parse_int=_nothing, parse_float=_nothing), names), *names]
-        return [text for text in found if text not in _VOCABULARY]
+        texts = list(_texts(json.loads(self._json, parse_int=_nothing, parse_float=_nothing), names))
+        texts += [name for name in names if _PLAIN_NAME.fullmatch(name) is None]
+        return [text for text in texts if text not in _VOCABULARY]
 
     def prompt(self) -> str:
         """What the user says last, as text."""
@@ -195,6 +198,9 @@ def _texts(value: Any, names: list[str]) -> Iterator[str]:
             names.append(key)
             if key in ("role", "type") and isinstance(inner, str):
                 names.append(inner)
+            elif key == "function" and isinstance(inner, dict) and isinstance(inner.get("name"), str):
+                names.append(inner["name"])
+                yield from _texts({each: more for each, more in inner.items() if each != "name"}, names)
             else:
                 yield from _texts(inner, names)
     elif isinstance(value, list):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def route(
     settings: RouteSettings, *, talk: Talk | None = None
-) -> Explanation | FitResult | LearnResult | Summary | None:
+) -> Explanation | FitResult | LearnResult | Schema | Summary | None:
     """Serve, or what the first word says."""
     talk = talk or Talk(quiet=True)
     common.require_finite(settings)
@@ -32,12 +32,14 @@ def route(
         if len(rest) != 1:
             raise UsageError(f"whit route {first} takes one file")
         return verbs[first](rest[0], settings, talk)
+    if first == "schema" and not rest and not Path(first).is_file():
+        return Schema()
     if first == "learn" and not Path(first).is_file():
         from whit.verbs.route_learn import learn
 
         return learn(rest, settings, talk)
     if rest:
-        known = ", ".join([*verbs, "learn"])
+        known = ", ".join([*verbs, "learn", "schema"])
         raise UsageError(f"whit route takes one tiers.toml, or one of {known} first; not {first!r}")
     serve(Path(first), settings, talk)
     return None
@@ -114,6 +116,27 @@ def check(where: str, settings: RouteSettings, talk: Talk) -> Explanation:
 
 
 @dataclass(frozen=True)
+class Schema:
+    """What may stand in a tiers.toml, as a JSON Schema for editors."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        import json
+
+        import whit.routing
+
+        path = Path(whit.routing.__file__).with_name("tiers.schema.json")
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return found
+
+    def to_text(self) -> str:
+        """As an editor reads it."""
+        import json
+
+        return json.dumps(self.to_json(), indent=1, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
 class FitResult:
     """What was learned, and where it is."""
 
@@ -135,7 +158,9 @@ class FitResult:
         """What it keeps, what simple ways would do, and where it is."""
         low, high = self.choice.interval
         asked = self.choice.most_strong is None
-        reached = "" if low >= self.choice.keep_quality or not asked else " (the interval reaches below what was asked for)"
+        reached = (
+            "" if low >= self.choice.keep_quality or not asked else " (the interval reaches below what was asked for)"
+        )
         space = self.choice.space
         near = f"the nearest {space.neighbours} rows" if space and space.kind == "knn" else "logistic regression"
         return (
