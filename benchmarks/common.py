@@ -5,6 +5,7 @@ Data is found through WHIT_SHARED_DATA, else ../shared/data beside the checkout;
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -49,10 +50,18 @@ def data_folder() -> Path:
     return folder / "tasks"
 
 
-def task(name: str, *, rows: int, validation: int, dev: int | None = None) -> Task:
-    """The first `rows` training rows, and the `validation` rows after them; dev whole unless bounded."""
+def sample(rows: Sequence[Row], seed: int = 0) -> list[Row]:
+    """The rows in an order of their ids' hashes: clinc150's file is sorted by intent, and its head has a few only."""
+    return sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row.id}".encode()).digest())
+
+
+def task(name: str, *, rows: int, validation: int, dev: int | None = None, shuffled: bool = False) -> Task:
+    """`rows` training rows (of the file or of `sample`), `validation` rows after them; dev whole unless bounded."""
     folder = data_folder() / name
-    train = read_rows(folder / "train.jsonl", limit=rows + validation)
+    if shuffled:
+        train = sample(read_rows(folder / "train.jsonl"))[: rows + validation]
+    else:
+        train = read_rows(folder / "train.jsonl", limit=rows + validation)
     held = read_rows(folder / "dev.jsonl", limit=dev)
     if len(train) < rows + validation:
         rows = len(train) - validation

@@ -2,8 +2,8 @@
 
     python benchmarks/tasks.py clinc150 snips
 
-Exactly what `whit train train.jsonl --test-data dev.jsonl` does with its defaults; --rows bounds the training rows and
---dev the dev rows (the first of each), --kind and --numbers choose another adapter.
+Exactly what `whit train train.jsonl --test-data dev.jsonl` does with its defaults. --rows bounds the training rows and
+--dev the dev rows (drawn by their ids' hashes); --kind, --rank, --epochs, --batch and --rate choose otherwise.
 """
 
 from __future__ import annotations
@@ -13,10 +13,20 @@ import json
 import tempfile
 from pathlib import Path
 
-from common import INSTRUCTIONS, data_folder, report, tell
+from common import INSTRUCTIONS, data_folder, report, sample, tell
 
 import whit
+from whit.data.rows import read_rows
+from whit.settings import TrainSettings
 from whit.talk import Talk, clock
+
+
+def drawn(name: str, split: str, rows: int | None, folder: Path) -> Path:
+    """A file of `rows` rows of a split, drawn by their ids' hashes."""
+    source, path = data_folder() / name / f"{split}.jsonl", folder / f"{split}.jsonl"
+    by_id = {str(json.loads(line)["id"]): line for line in source.read_text("utf-8").splitlines()}
+    path.write_text("\n".join(by_id[row.id] for row in sample(read_rows(source))[:rows]) + "\n", "utf-8")
+    return path
 
 
 def main() -> None:
@@ -28,15 +38,16 @@ def main() -> None:
     parser.add_argument("--kind")
     parser.add_argument("--rank", type=int)
     parser.add_argument("--epochs", type=float)
+    parser.add_argument("--batch", type=int, default=TrainSettings.batch)
+    parser.add_argument("--rate", type=float)
     options = parser.parse_args()
     for name in options.tasks:
         with tempfile.TemporaryDirectory() as folder:
-            held = Path(folder) / "dev.jsonl"
-            lines = (data_folder() / name / "dev.jsonl").read_text("utf-8").splitlines()[: options.dev]
-            held.write_text("\n".join(lines) + "\n", "utf-8")
+            data = drawn(name, "train", options.rows, Path(folder))
+            held = drawn(name, "dev", options.dev, Path(folder))
             result = whit.train(
-                data_folder() / name / "train.jsonl", test_data=held, base=options.base, limit=options.rows,
-                instruction=INSTRUCTIONS[name], kind=options.kind, rank=options.rank, epochs=options.epochs,
+                data, test_data=held, base=options.base, instruction=INSTRUCTIONS[name], kind=options.kind,
+                rank=options.rank, epochs=options.epochs, batch=options.batch, learning_rate=options.rate,
                 out=Path(folder) / "out", talk=Talk(),
             )  # fmt: skip
         found = result.to_json()
