@@ -1,25 +1,39 @@
-"""Quantised weights in memory, and two processes against one: examples a second, and what crosses between them.
+"""Quantised weights in memory, two processes against one, and a sweep on a cluster of which a node is killed.
 
     python benchmarks/scale.py memory
     python benchmarks/scale.py processes --threads 1
+    python benchmarks/scale.py sweep here --base eeny && python benchmarks/scale.py sweep there --base eeny
 
 `memory` counts the bytes of all weights as they are held. `processes` trains the same `xs` adapter on sst2 for
 `--steps` steps, once in one process and once in two, each with `--threads` threads, and times the sum of the gradients
 in the team of two, for the numbers of the adapter and for as many as a LoRA of rank 8 has. What nf4 costs in accuracy
 is printed by `python benchmarks/sst2.py xs --base smollm2:nf4 base` and `python benchmarks/sst2.py xs base`.
+
+`sweep here` is `whit sweep` over 12 variants one after another with one thread; `sweep there` the same on two nodes of
+one CPU each, Ray's own processes on this machine, the second of which is killed when half of the variants have ended
+and does not come back. Both in fresh processes, from the command to its end, proof included. Cores are not the same all
+the time there, so core-seconds are compared: wall time while a node lived, times one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import json
+import os
+import signal
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import examiner, open_base, report, task, tell
+from common import data_folder, examiner, open_base, report, task, tell
 from sst2 import fresh
 
 from whit.training.parallel import Team, team_of, train_together
@@ -86,9 +100,94 @@ def processes(options: argparse.Namespace) -> None:
              "bytes_a_step": 4 * (two["numbers"] + 1), "ms_of_a_sum_by_numbers": crossing}])  # fmt: skip
 
 
+GRID = """
+data = {data}
+[train]
+base = {base}
+instruction = "Classify the sentiment of the movie review. Answer with one word, positive or negative."
+limit = {rows}
+validation = 0.15
+test = 0.15
+epochs = 1.0
+evaluations = 2
+validation-rows = 40
+shots = []
+[grid]
+kind = ["lora"]
+rank = [2, 4, 8, 16]
+learning-rate = [0.0005, 0.001, 0.002]
+"""
+
+
+def sweep(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        grid = Path(place) / "grid.toml"
+        data = json.dumps(str(data_folder() / "sst2" / "train.jsonl"))
+        grid.write_text(GRID.format(data=data, base=json.dumps(options.base), rows=options.rows))
+        if options.where == "here":
+            took, _, found = swept(grid, [])
+            row = {"seconds": round(took, 1), "core_seconds": round(took, 1)}
+        else:
+            row, found = on_two_nodes(grid)
+    ended = [each for each in found["variants"] if each["error"] is None]
+    scores = {each["name"]: each["score"] for each in ended}
+    report([{"sweep": options.where, "base": options.base, "rows": options.rows, "variants": len(found["variants"]),
+             "ended": len(ended), **row, "winner": next(each["name"] for each in ended if each["kept"]),
+             "scores": scores, "verdict": found["verdict"]}])  # fmt: skip
+
+
+def swept(grid: Path, more: Sequence[str], on_half: Callable[[], None] | None = None) -> tuple[float, float, Any]:
+    """`whit sweep` in a process of its own: seconds until its end, and until `on_half` was called; its JSON."""
+    command = [sys.executable, "-c", "from whit.cli import main; main()", "sweep", str(grid), "--threads", "1"]
+    command += ["--json", "--out", str(grid.parent / "out"), *more]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = grid.with_suffix(".json")
+    began, ended, half = time.perf_counter(), 0, 0.0
+    with (
+        out.open("wb") as answer,
+        subprocess.Popen(command, stdout=answer, stderr=subprocess.PIPE, text=True, env=env) as running,
+    ):
+        assert running.stderr is not None
+        for line in running.stderr:
+            tell(line.rstrip())
+            ended += " on validation (" in line
+            if ended == 6 and half == 0.0:
+                half = time.perf_counter() - began
+                if on_half is not None:
+                    on_half()
+    if running.returncode:
+        sys.exit(f"whit sweep ended with {running.returncode}")
+    return time.perf_counter() - began, half, json.loads(out.read_text("utf-8"))
+
+
+def kill(cluster: Any, node: Any) -> None:
+    """End a node as a power cut does, its workers with it."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+    cluster.remove_node(node, allow_graceful=False)
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(child), signal.SIGKILL)
+
+
+def on_two_nodes(grid: Path) -> tuple[dict[str, Any], Any]:
+    from ray.cluster_utils import Cluster
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        took, half, found = swept(grid, ["--ray", cluster.address], lambda: kill(cluster, second))
+    finally:
+        cluster.shutdown()
+    return {"seconds": round(took, 1), "killed_after": round(half, 1), "core_seconds": round(took + half, 1)}, found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("memory", "processes"))
+    parser.add_argument("what", choices=("memory", "processes", "sweep"))
+    parser.add_argument("where", nargs="?", choices=("here", "there"), default="here", help="sweep: where")
+    parser.add_argument("--rows", type=int, default=1200, help="sweep: rows of sst2, with those held out")
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=16)
@@ -100,6 +199,8 @@ def main() -> None:
             found = steps(options, team)
             for count in (found["numbers"], LORA):
                 sums(team, count)
+    elif options.what == "sweep":
+        sweep(options)
     elif options.what == "memory":
         memory(options)
     else:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,22 @@ def cluster(cache: Path) -> Iterator[Any]:
     made.shutdown()
 
 
+def killed(cluster: Any, node: Any) -> None:
+    """End a node as a power cut does: its workers too, which by themselves would look around for a while."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+    cluster.remove_node(node, allow_graceful=False)
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(child), signal.SIGKILL)
+
+
+@pytest.fixture
+def kill(cluster: Any) -> Callable[[Any], None]:
+    """Kills a node."""
+    return functools.partial(killed, cluster)
+
+
 @pytest.fixture
 def second(cluster: Any) -> Iterator[Callable[..., Any]]:
     """Adds a node; what a test leaves is taken away."""
@@ -60,7 +79,7 @@ def second(cluster: Any) -> Iterator[Callable[..., Any]]:
     yield add
     for node in added:
         if node in cluster.worker_nodes:
-            cluster.remove_node(node, allow_graceful=False)
+            killed(cluster, node)
 
 
 @pytest.fixture(scope="session")

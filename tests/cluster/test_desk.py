@@ -76,6 +76,25 @@ def test_a_worker_lost_again_and_again_is_given_up_unless_it_gets_on(monkeypatch
     assert desk.files("train") == {"card.json": b"{}"}
 
 
+def test_a_worker_on_a_dead_node_is_lost_though_nobody_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    desk, job = Desk(), Job({}, attempt=1, state="running", node="gone")
+    monkeypatch.setattr(ray, "wait", lambda *given, **more: ([], []))
+    monkeypatch.setattr(module, "_alive", lambda: {"head": 1})
+    with pytest.raises(module.NodeLost):
+        desk._wait("train", job, 1)
+    # One that was not begun, and fits nowhere any more, is begun anew with what there is; that is no loss.
+    cancelled = []
+    monkeypatch.setattr(ray, "cancel", lambda ref, force: cancelled.append(ref))
+    waiting = Job({}, attempt=1, ref="ref")
+    with pytest.raises(module.NoRoom):
+        desk._wait("train", waiting, 2)
+    assert cancelled == ["ref"]
+    assert desk._after("train", waiting, module.NoRoom()) is None and waiting.lost == 0
+    assert desk._after("train", job, module.NodeLost()) is None and job.lost == 1
+
+
 def test_an_error_of_the_work_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Acting({"error": "DataError", "message": "no rows"})
     found = end_of(desk, monkeypatch)

@@ -72,15 +72,22 @@ class Disturbing(Heard):
 
 @pytest.mark.slow
 def test_a_node_lost_in_the_middle_costs_what_was_not_kept_yet(
-    cluster: Any, second: Callable[..., Any], rows: Path, longer: dict[str, Any], tmp_path: Path
+    cluster: Any,
+    second: Callable[..., Any],
+    kill: Callable[[Any], None],
+    rows: Path,
+    longer: dict[str, Any],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     node = second(num_cpus=2)
-    heard = Disturbing(lambda: cluster.remove_node(node, allow_graceful=False))
+    heard = Disturbing(lambda: kill(node))
     settings = TrainSettings(data=rows, out=tmp_path / "away", ray=cluster.address, threads=2, **longer)
     away = train_remote(settings, talk=heard)
     said = "\n".join(heard.lines)
     assert "it goes on from the last checkpoint" in said
     assert "with 1 threads, from its last checkpoint" in said
+    assert capfd.readouterr().out == "", "stdout is for the answer"
     here = whit.train(rows, out=tmp_path / "here", threads=1, **longer)
     assert np.allclose(away.adapter.vector, here.adapter.vector, atol=1e-3)
     assert away.card.cost is not None and here.card.cost is not None and away.card.cost.steps == here.card.cost.steps

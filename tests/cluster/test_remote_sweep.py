@@ -35,7 +35,7 @@ class Disturbing(Talk):
 
 @pytest.mark.slow
 def test_all_variants_end_though_a_node_is_killed(
-    cluster: Any, second: Callable[..., Any], rows: Path, base: Path, tmp_path: Path
+    cluster: Any, second: Callable[..., Any], kill: Callable[[Any], None], rows: Path, base: Path, tmp_path: Path
 ) -> None:
     grid = tmp_path / "grid.toml"
     grid.write_text(
@@ -45,7 +45,7 @@ def test_all_variants_end_though_a_node_is_killed(
         "[[variant]]\nname = 'too many'\nkind = 'tiny'\nnumbers = 1000000000\n"
     )
     node = second()
-    heard = Disturbing(lambda: cluster.remove_node(node, allow_graceful=False))
+    heard = Disturbing(lambda: kill(node))
     settings = SweepSettings(grid=grid, out=tmp_path / "away", ray=cluster.address, threads=1)
     away = sweep(settings, talk=heard)
     assert isinstance(away, SweepResult)

@@ -53,6 +53,13 @@ def connected(address: str) -> Iterator[Cluster]:
     """The cluster at `address` for the length of a block. Raises `UsageError` or `ClusterError`."""
     ray = _ray()
     _require_answer(address)
+    with contextlib.ExitStack() as stack:
+        # Ray tells of lost nodes on stdout, which is for the answer.
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield _joined(ray, address, stack)
+
+
+def _joined(ray: Any, address: str, stack: contextlib.ExitStack) -> Cluster:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -63,18 +70,20 @@ def connected(address: str) -> Iterator[Cluster]:
             )  # fmt: skip
     except (Exception, SystemExit) as error:  # Ray raises all kinds, and leaves on some
         raise ClusterError(f"{address}: {_reason(error)}") from error
-    try:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        cpus = tuple(int(node["Resources"].get("CPU", 0)) for node in nodes)
-        if not any(cpus):
-            raise ClusterError(f"{address}: none of its {len(nodes)} nodes has a CPU to offer; start nodes with some")
-        head = next((node["NodeID"] for node in nodes if "node:__internal_head__" in node["Resources"]), None)
-        found = Cluster(ray, address, cpus, head)
-        _require_same_whit(found, [node["NodeID"] for node in nodes])
-        yield found
-    finally:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
+    stack.callback(_leave, ray)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    cpus = tuple(int(node["Resources"].get("CPU", 0)) for node in nodes)
+    if not any(cpus):
+        raise ClusterError(f"{address}: none of its {len(nodes)} nodes has a CPU to offer; start nodes with some")
+    head = next((node["NodeID"] for node in nodes if "node:__internal_head__" in node["Resources"]), None)
+    found = Cluster(ray, address, cpus, head)
+    _require_same_whit(found, [node["NodeID"] for node in nodes])
+    return found
+
+
+def _leave(ray: Any) -> None:
+    with contextlib.suppress(Exception):
+        ray.shutdown()
 
 
 def on_node(node: str, *, soft: bool = False) -> Any:

@@ -22,6 +22,16 @@ MOST_LOSSES = 3  # workers lost without a new checkpoint between, before a job i
 _MOST_EVENTS = 5000
 _SLOW_START = 20.0  # seconds after which it is said that a job waits for room
 _PAUSE = 0.5  # seconds before a lost job is begun anew
+_LOOK = 5.0  # seconds between looks at the nodes
+_DEAD_LOOKS = 3  # looks at which a node was dead, before its worker counts as lost
+
+
+class NodeLost(Exception):
+    """The node on which a job was at work is gone, though nobody said so of its worker."""
+
+
+class NoRoom(Exception):
+    """No node has so many CPUs any more."""
 
 
 @dataclass
@@ -37,6 +47,7 @@ class Job:
     answer: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     ref: Any = None
+    node: str = ""  # where it is at work
 
 
 class Desk:
@@ -119,7 +130,9 @@ class Desk:
             job = self._jobs[key]
             if attempt == job.attempt:
                 job.state = "running"
-                self._tell(key, json.loads(event))
+                heard = json.loads(event)
+                job.node = heard.pop("node", job.node)
+                self._tell(key, heard)
 
     # -- within
 
@@ -141,6 +154,7 @@ class Desk:
         while not self._stopped:
             with self._lock:
                 job.attempt += 1
+                job.node = ""
             try:
                 about, files = self._attempt(key, job)
             except Exception as error:
@@ -161,8 +175,7 @@ class Desk:
 
         from whit.cluster.work import work
 
-        most = max((int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]), default=0)
-        cpus = min(int(job.about["cpus"]), most) or 1
+        cpus = min(int(job.about["cpus"]), max(_alive().values(), default=0)) or 1
         with self._lock:
             files = {name: self._blobs[digest] for name, digest in job.about["files"].items()}
             kept, attempt = dict(job.kept), job.attempt
@@ -170,11 +183,27 @@ class Desk:
         send = ray.remote(work).options(num_cpus=cpus, max_retries=0, scheduling_strategy="SPREAD")
         me = ray.get_runtime_context().current_actor
         job.ref = send.remote(me, key, attempt, json.dumps({**job.about, "cpus": cpus}), files, kept)
-        done, _ = ray.wait([job.ref], timeout=_SLOW_START, fetch_local=False)
-        if not done and job.state == "waiting":
-            self._say(key, f"waiting for a node with {cpus} free CPU{'s' if cpus > 1 else ''}")
+        self._wait(key, job, cpus)
         about, made = ray.get(job.ref)
         return json.loads(about), dict(made)
+
+    def _wait(self, key: str, job: Job, cpus: int) -> None:
+        """Until there is an outcome. Ray tells of a worker that ended, not of one that is cut off or frozen."""
+        import ray
+
+        began, told, dead = time.monotonic(), False, 0
+        while not ray.wait([job.ref], timeout=_LOOK, fetch_local=False)[0]:
+            there = _alive()
+            if job.state != "running":
+                if max(there.values(), default=0) < cpus:
+                    ray.cancel(job.ref, force=True)
+                    raise NoRoom
+                if not told and time.monotonic() - began > _SLOW_START:
+                    self._say(key, f"waiting for a node with {cpus} free CPU{'s' if cpus > 1 else ''}")
+                    told = True
+            dead = dead + 1 if job.node and job.node not in there else 0
+            if dead >= _DEAD_LOOKS:
+                raise NodeLost
 
     def _after(self, key: str, job: Job, error: Exception) -> dict[str, Any] | None:
         """What a failed attempt comes to: an answer that ends the job, or None where it is worth another one."""
@@ -183,7 +212,7 @@ class Desk:
         name = type(error).__name__
         with self._lock:
             job.state = "waiting"
-            job.lost += 1
+            job.lost += not isinstance(error, NoRoom)
             times = job.lost
         if self._stopped:
             return {"error": "ClusterError", "message": "the run was stopped"}
@@ -195,8 +224,10 @@ class Desk:
                 "the worker ran out of memory, and Ray ended it; try --quantize nf4, --checkpointing, --accumulate N, "
                 "a smaller --batch, or nodes with more memory"
             )}  # fmt: skip
+        if isinstance(error, NoRoom):
+            return None
         gone = (
-            lost.WorkerCrashedError, lost.NodeDiedError, lost.ObjectLostError, lost.RaySystemError,
+            NodeLost, lost.WorkerCrashedError, lost.NodeDiedError, lost.ObjectLostError, lost.RaySystemError,
             lost.TaskUnschedulableError, lost.RayActorError, lost.LocalRayletDiedError,
         )  # fmt: skip
         if isinstance(error, gone) and not isinstance(error, lost.RayTaskError):
@@ -209,3 +240,10 @@ class Desk:
             )}  # fmt: skip
         first = (str(error).strip().splitlines() or [name])[-1][:300]
         return {"error": "ClusterError", "message": f"its worker failed: {first}"}
+
+
+def _alive() -> dict[str, int]:
+    """The CPUs of each living node."""
+    import ray
+
+    return {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}

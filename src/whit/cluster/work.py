@@ -34,9 +34,9 @@ class Reporting(Talk):
         super().__init__()
         self._desk, self._key, self._attempt, self._at = desk, key, attempt, 0.0
 
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        self._send({"say": text})
+    def say(self, text: str, **more: str) -> None:
+        """A line of its own; `more` is for the desk alone."""
+        self._send({"say": text, **more})
 
     def progress(self, what: str, done: int, total: int, seconds: float, note: str = "", *, every: float = 5.0) -> None:
         """Where a long piece of work is."""
@@ -63,10 +63,12 @@ def work(
         with tempfile.TemporaryDirectory(prefix="whit-") as place, _inside(Path(place)) as folder:
             _lay_out(folder, files)
             unpack(kept, folder / job["out"] / STATE)
+            import ray
             from ray.util import get_node_ip_address
 
             again = "" if attempt == 1 else f", from {'its last checkpoint' if kept else 'its beginning'}"
-            talk.say(f"at work on {get_node_ip_address()} with {job['cpus']} threads{again}")
+            here = f"at work on {get_node_ip_address()} with {job['cpus']} threads{again}"
+            talk.say(here, node=ray.get_runtime_context().get_node_id())
             with _mirrored(folder / job["out"] / STATE, desk, key, attempt):
                 answer = getattr(importlib.import_module(module), function)(job, talk)
             return json.dumps(answer), packed(folder / job["out"])
