@@ -47,6 +47,7 @@ ABOUT = {
     "src/whit/routing/detection/names/adapter_config.json": "the settings of the adapter that marks names, for PEFT",
     "src/whit/routing/detection/names/adapter_model.safetensors": "its numbers",
     "src/whit/routing/detection/names/card.json": "what is known of it",
+    "src/whit/routing/tiers.schema.json": "what may stand in a tiers.toml, for editors: `whit route schema`",
     "web/package-lock.json": "the version and hash of TypeScript",
     "web/package.json": "what building the page needs: TypeScript",
     "web/tsconfig.json": "how the page is type-checked and compiled",
