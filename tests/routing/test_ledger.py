@@ -14,7 +14,7 @@ import pytest
 from whit.routing.errors import ConfigError
 from whit.routing.ledger import COLUMNS, Ledger, Record, read_ledger
 from whit.routing.metrics import Metrics
-from whit.routing.report import page, summarise
+from whit.routing.report import money, page, summarise
 
 ONE = Record(
     1_700_000_000.0,
@@ -151,6 +151,12 @@ def test_the_report_counts_and_its_page_is_closed() -> None:
         and "http" not in html.replace("http-equiv", "")
     )
     assert "None." in page(summarise([]), "empty")
+
+
+def test_small_money_is_shown_too() -> None:
+    assert [money(each) for each in (0, 1234.5, 0.5, 0.0123, 0.0000384, -0.002)] == [
+        "0.00", "1,234.50", "0.50", "0.012", "0.000038", "-0.0020",
+    ]  # fmt: skip
 
 
 def test_metrics_are_what_prometheus_reads() -> None:

@@ -7,11 +7,12 @@ with the dearest tier for the same tokens, which is an estimate: another model w
 from __future__ import annotations
 
 import html
+import math
 import random
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,10 +46,11 @@ class Summary:
         """A few lines."""
         lines = [
             f"{self.requests:,} requests, {self.answered:,} answered, {self.free_share:.1%} of them for nothing",
-            f"cost {self.cost:.4f}; always the dearest tier: {self.cost_always_strong:.4f}; saved {self.saved:.4f}",
+            f"cost {money(self.cost)}; always the dearest tier: {money(self.cost_always_strong)}; "
+            f"saved {money(self.saved)}",
         ]
         lines += [
-            f"  {name}: {each['requests']:,.0f} requests, cost {each['cost']:.4f}, "
+            f"  {name}: {each['requests']:,.0f} requests, cost {money(each['cost'])}, "
             f"median {each['median_seconds']:.3f} s, 99th percentile {each['p99_seconds']:.3f} s"
             for name, each in self.tiers.items()
         ]
@@ -130,8 +132,8 @@ def page(summary: Summary, title: str) -> str:
     names = list(summary.tiers)
     colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(names)}
     facts = (
-        ("served for nothing", f"{summary.free_share:.1%}"), ("spent", f"{summary.cost:.4f}"),
-        ("saved against always the dearest", f"{summary.saved:.4f}"), ("requests", f"{summary.requests:,}"),
+        ("served for nothing", f"{summary.free_share:.1%}"), ("spent", money(summary.cost)),
+        ("saved against always the dearest", money(summary.saved)), ("requests", f"{summary.requests:,}"),
         (f"agreement with the dearest tier on {summary.sampled:,} sampled rows",
          "not sampled" if summary.agreement is None else f"{summary.agreement:.1%}"),
     )  # fmt: skip
@@ -143,7 +145,7 @@ def page(summary: Summary, title: str) -> str:
     parts = [
         f"<h2>Answers by tier</h2>{_bars(shares)}",
         f"<h2>Answers by day</h2>{_days(summary, colours)}",
-        f"<h2>Money</h2>{_bars(spent, '{:.4f}')}",
+        f"<h2>Money</h2>{_bars(spent, money)}",
         f"<h2>Kept inside, and why</h2>{_bars(inside)}",
         f"<h2>Not answered</h2>{_bars(failed)}",
     ]
@@ -158,7 +160,15 @@ def page(summary: Summary, title: str) -> str:
     )
 
 
-def _bars(rows: list[tuple[str, float, str]], form: str = "{:,.0f}") -> str:
+def money(amount: float) -> str:
+    """An amount with two decimals, or as many as show two of its digits."""
+    size = abs(amount)
+    if size == 0 or size >= 0.1:
+        return f"{amount:,.2f}"
+    return f"{amount:.{min(12, 1 - math.floor(math.log10(size)))}f}"
+
+
+def _bars(rows: list[tuple[str, float, str]], form: Callable[[float], str] = "{:,.0f}".format) -> str:
     if not rows:
         return "<p>None.</p>"
     most = max((value for _, value, _ in rows), default=0) or 1
@@ -167,7 +177,7 @@ def _bars(rows: list[tuple[str, float, str]], form: str = "{:,.0f}") -> str:
         y, width = at * 26, 380 * value / most
         lines.append(
             f'<text x="0" y="{y + 16}">{html.escape(name[:28])}</text><rect x="200" y="{y + 4}" width="{width:.1f}" '
-            f'height="16" fill="{colour}"/><text x="{206 + width:.1f}" y="{y + 16}">{form.format(value)}</text>'
+            f'height="16" fill="{colour}"/><text x="{206 + width:.1f}" y="{y + 16}">{form(value)}</text>'
         )
     return f'<svg viewBox="0 0 680 {len(rows) * 26 + 4}" role="img">{"".join(lines)}</svg>'
 
