@@ -136,6 +136,27 @@ def test_a_breaker_opens_and_others_answer(tmp_path: Path) -> None:
     assert "tier_resting" in replies[-1].headers["x-whit-reason"] and "strong" in upstream.urls[-1]
 
 
+def test_a_tier_whose_places_are_taken_is_left_for_the_next_and_is_not_at_fault(tmp_path: Path) -> None:
+    text = TIERS.replace('key_env = "CHEAP_KEY"', 'key_env = "CHEAP_KEY"\nconcurrency = 1').replace("= 5\n", "= 0.5\n")
+
+    async def run() -> None:
+        upstream = Upstream(faults=["slow"])  # the first, which holds the only place until it is too late
+        made = gateway(config(tmp_path, text=text.replace("retries = 1", "retries = 0")), upstream)
+        first = asyncio.create_task(call(App(made), say("hello", model="cheap")))
+        while not upstream.received:
+            await asyncio.sleep(0.01)
+        others = await asyncio.gather(*(call(App(made), say("hello", model="cheap")) for _ in range(7)))
+        assert all(reply.status == 200 for reply in [*others, await first])
+        told = made.metrics.text()
+        full = [line for line in told.splitlines() if 'code="tier_full"' in line]
+        assert not full or made.state.breakers["cheap"].begin()
+        assert not made.state.breakers["cheap"].open
+        left = made.state.wires["cheap"]._places
+        assert not left.locked(), "every place was given back"
+
+    asyncio.run(run())
+
+
 def test_masked_there_and_restored_here(tmp_path: Path) -> None:
     for stream in (False, True):
         upstream = Upstream(says="you said ECHO!")

@@ -274,6 +274,8 @@ class Gateway:
             cost = reservation.amount if error.billed or count else 0.0
             if error.code in _NOT_ITS_FAULT:
                 breaker.success()
+            elif error.code == "tier_full":  # it was not asked at all
+                breaker.neither()
             else:
                 breaker.failure()
             raise

@@ -147,7 +147,7 @@ class _Asked:
                     await places.acquire()
             except TimeoutError as error:
                 raise self._wire._failed(
-                    "tier_busy", "has too much to do: no place was free in time", status=503
+                    "tier_full", "has too much to do: no place was free in time", status=503
                 ) from error
         self._timeout = asyncio.timeout_at(until)
         await self._timeout.__aenter__()
