@@ -53,7 +53,7 @@ def test_what_comes_back_is_what_training_here_makes(
     assert away.card.base == here.card.base and away.card.result == here.card.result
     assert away.card.command == here.card.command.removesuffix(" --threads 1")
     assert sorted(each.name for each in away.folder.iterdir()) == sorted(each.name for each in here.folder.iterdir())
-    assert any(line.startswith("training ") for line in heard.lines), heard.lines
+    assert any(line.startswith("training") for line in heard.lines), heard.lines
 
 
 class Disturbing(Heard):

@@ -153,3 +153,39 @@ def test_a_teacher_that_always_says_the_same_is_told(base: Path, guide: Path, in
             bake(settings)
     finally:
         server.close()
+
+
+def test_examples_are_baked_with_the_guide(base: Path, guide: Path, inputs: Path, tmp_path: Path) -> None:
+    examples = tmp_path / "shots.jsonl"
+    rows = [("may i use my card", "card"), ("only coins here", "cash")]
+    examples.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows), "utf-8")
+    server = Server()
+    try:
+        server.answer = lambda body, number: (200, text(("card", "cash")[number % 2]))
+        result = bake(
+            options(
+                base, guide, inputs, tmp_path / "out", examples=examples, teacher_url=server.url, teacher_model="big",
+                epochs=0.3, evaluations=1, limit=60,
+            )
+        )  # fmt: skip
+        before = [(each["role"], each["content"]) for each in server.asked[0]["messages"][:-1]]
+        assert before == [
+            ("system", GUIDE.strip()), ("user", "may i use my card"), ("assistant", "card"),
+            ("user", "only coins here"), ("assistant", "cash"),
+        ]  # fmt: skip
+        asked = len(server.asked)
+        # Other examples are another teacher.
+        examples.write_text(examples.read_text("utf-8").splitlines()[0] + "\n", "utf-8")
+        with pytest.raises(TrainingError, match="of another teacher"):
+            bake(
+                options(
+                    base, guide, inputs, tmp_path / "out", examples=examples, teacher_url=server.url,
+                    teacher_model="big", epochs=0.3, evaluations=1, limit=60,
+                )
+            )  # fmt: skip
+        assert len(server.asked) == asked
+    finally:
+        server.close()
+    assert "--examples shots.jsonl" in result.card.command
+    saved = result.to_json()["saved"]
+    assert saved["tokens_with"] - saved["tokens_without"] > 40

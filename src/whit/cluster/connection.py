@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -163,12 +164,21 @@ def _require_same_whit(cluster: Cluster, nodes: Sequence[str]) -> None:
     asked = [
         ask.options(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node, soft=False)).remote() for node in nodes
     ]
-    try:
-        found = ray.get(asked, timeout=_PROBE)
-    except Exception as error:  # a node may go at this very moment, or have another Python
-        raise ClusterError(
-            f"{cluster.address}: its nodes could not be asked for their whit ({_first(error)})"
-        ) from error
+    from ray import exceptions as lost
+
+    # A node that has just gone may still be listed: what cannot be asked any more need not have whit.
+    gone = (lost.TaskUnschedulableError, lost.NodeDiedError, lost.WorkerCrashedError, lost.LocalRayletDiedError)
+    found, why = list[str](), "no node is left"
+    until = time.monotonic() + _PROBE
+    for each in asked:
+        try:
+            found.append(ray.get(each, timeout=max(0.1, until - time.monotonic())))
+        except gone as error:
+            why = _first(error)
+        except Exception as error:  # another Python, a node without memory, or none of them answers
+            raise ClusterError(f"{cluster.address}: not every node says which whit it has ({_first(error)})") from error
+    if not found:
+        raise ClusterError(f"{cluster.address}: no node says which whit it has ({why})")
     other = [each for each in found if each != here]
     if other:
         what = f"whit {other[0]}" if other[0] else "no whit"
