@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import codecs
+import contextlib
 import json
 import sys
 import tempfile
@@ -19,9 +20,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+from uvicorn.server import ServerState
+
 from whit.routing.app import App
 from whit.routing.config import Tier, read_config
 from whit.routing.gateway import Gateway
+from whit.routing.protocol import Protocol
 from whit.routing.tiers.answer import End
 
 CANARY = "4532015112830366"
@@ -192,6 +197,20 @@ def strangers() -> Iterator[Ask]:
         yield headers, say("canary hello")
 
 
+@attack
+def labels_in_raw_heads() -> Iterator[Ask]:
+    """A label that one reader of HTTP sees and another does not: it holds, or the request is refused."""
+    body = json.dumps(say("canary words")).encode()
+    for label in (
+        b"x-whit-label : secret", b"X-WHIT-LABEL:secret", b"x-whit-label:\tsecret", b"x-whit-label:\r\n secret",
+        b"x-whit-label: secret\r\nx-whit-label: ", b"x-whit-label\x00: secret", b"\x0bx-whit-label: secret",
+        b"a: b\nx-whit-label: secret", b"x_whit_label: secret\r\nx-whit-label: secret",
+        b"x-whit-label: secret\r\ncontent-length: 5", b"x-whit-label: secret\r\ntransfer-encoding: chunked",
+    ):  # fmt: skip
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        yield {"x-raw": "yes"}, head + label + b"\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+
+
 class Fake:
     def generate(self, turns: Any, *, on_text: Callable[[str], bool], **more: Any) -> End:
         on_text("from inside")
@@ -229,7 +248,8 @@ async def one(name: str, folder: Path) -> str | None:
         app = App(Gateway(config, load_local=load, transport=Remote()))
         given = list(headers.items()) if isinstance(headers, dict) else headers
         answer = int(dict(given).get("x-test-answer", 200))
-        said = await ask(app, given, body if isinstance(body, bytes) else json.dumps(body).encode())
+        asking = raw if "x-raw" in dict(given) else ask
+        said = await asking(app, given, body if isinstance(body, bytes) else json.dumps(body).encode())
         out = b"".join(left)
         if CANARY.encode() in out or b"canary" in out:
             return "the canary left"
@@ -259,6 +279,24 @@ async def ask(app: App, headers: list[tuple[str, str]], content: bytes) -> bytes
 
     await app(scope, receive, send)
     return repr(sent).encode()
+
+
+async def raw(app: App, headers: list[tuple[str, str]], content: bytes) -> bytes:
+    """By a socket, through the HTTP that the gateway speaks."""
+    config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_level="critical")
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Protocol(config, state, {}), "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
+    writer.write(content)
+    said = b""
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        while piece := await asyncio.wait_for(reader.read(65536), 0.5):
+            said += piece
+    writer.close()
+    server.close()
+    return said
 
 
 def main(chosen: list[str]) -> int:
