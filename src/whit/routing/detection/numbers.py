@@ -184,7 +184,8 @@ def _sin(number: str) -> bool:
 
 _NEAR = r"(?i:\b(?:{words})\b\W{{0,3}}(?:\w+\W{{1,3}}){{0,4}}?)"
 Check = Callable[[str], bool] | None
-# What it is, its shape, its check, and of what sizes whole groups of digits must follow each other for it to be there.
+# What it is, its shape, its check, and of what sizes whole groups of digits must follow each other for it to be there:
+# of any, where the shape does not want its first group whole.
 _DIGITS: tuple[tuple[str, re.Pattern[str], Check, tuple[bytes, ...]], ...] = (
     ("us ssn", re.compile(r"(?<![\d-])(\d{3}[- ]\d{2}[- ]\d{4})(?![\d-])"), _ssn, (b"\3\2\4",)),
     ("uk nino", re.compile(
@@ -196,9 +197,9 @@ _DIGITS: tuple[tuple[str, re.Pattern[str], Check, tuple[bytes, ...]], ...] = (
     ("french nir", re.compile(
         r"(?<!\d)([12] ?\d\d ?\d\d ?(?:\d\d|2[ABab]) ?\d{3} ?\d{3} ?\d\d)(?!\d)"), _nir, (b"",)),
     ("spanish dni", re.compile(r"(?i)(?<![A-Z0-9])((?:\d|[XYZ])[ .-]?\d{7}[ -]?[A-Z])(?![A-Z0-9])"), _dni,
-     (b"\7", b"\x08")),
+     (b"",)),
     ("spanish dni", re.compile(r"(?i)(?<![A-Z0-9.])(\d{2}\.\d{3}\.\d{3}[ -]?[A-Z])(?![A-Z0-9])"), _dni,
-     (b"\2\3\3",)),
+     (b"\3\3",)),
     ("polish pesel", re.compile(r"(?<!\d)(\d{11})(?!\d)"), _pesel, (b"\x0b",)),
     ("swedish personnummer", re.compile(r"(?<![\d-])((?:19|20)?\d{6}[-+]\d{4})(?![\d-])"), _personnummer,
      (b"\6\4", b"\x08\4")),
