@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def cluster(cache: Path) -> Iterator[Any]:
-    """The cluster: a head with one CPU; tests add nodes and kill them."""
+    """The cluster: a head with one CPU; tests add nodes and kill them. `client` is the address for who is no node."""
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
-    given = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20, "_system_config": _QUICK}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {
+        "num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20, "_system_config": _QUICK,
+        "ray_client_server_port": port,
+    }  # fmt: skip
     for turn in range(3):
         try:
             made = Cluster(initialize_head=True, head_node_args=given)
@@ -47,6 +54,7 @@ def cluster(cache: Path) -> Iterator[Any]:
         except Exception:  # Ray gives a node 30 s to come up, which a busy machine may not do
             if turn == 2:
                 raise
+    made.client = f"ray://127.0.0.1:{port}"
     yield made
     made.shutdown()
 

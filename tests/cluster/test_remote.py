@@ -39,7 +39,7 @@ class Heard(Talk):
 @pytest.fixture
 def longer(little: dict[str, Any]) -> dict[str, Any]:
     """Options with which training takes long enough to be disturbed."""
-    return {**little, "epochs": 40.0, "evaluations": 12, "patience": 99, "learning_rate": 0.005, "validation_rows": 4}
+    return {**little, "epochs": 28.0, "evaluations": 8, "patience": 99, "learning_rate": 0.005, "validation_rows": 4}
 
 
 @pytest.mark.slow
@@ -59,13 +59,14 @@ def test_what_comes_back_is_what_training_here_makes(
 class Disturbing(Heard):
     """Does something once, after a few evaluations."""
 
-    def __init__(self, disturb: Callable[[], object]) -> None:
+    def __init__(self, disturb: Callable[[], object], share: float = 0.25) -> None:
         super().__init__()
+        self.share = share
         self._disturb: Callable[[], object] | None = disturb
 
     def progress(self, what: str, done: int, total: int, seconds: float, note: str = "", *, every: float = 5.0) -> None:
         super().progress(what, done, total, seconds, note)
-        if self._disturb is not None and done > total // 4:
+        if self._disturb is not None and done > total * self.share:
             disturb, self._disturb = self._disturb, None
             disturb()
 
@@ -107,7 +108,9 @@ def test_a_driver_that_was_killed_finds_its_run_again(
     from whit.settings import as_plain
 
     with subprocess.Popen(
-        [sys.executable, "-c", driver, json.dumps(as_plain(settings))], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", driver, json.dumps({**as_plain(settings), "ray": cluster.client})],
+        stderr=subprocess.PIPE,
+        text=True,
     ) as started:
         assert started.stderr is not None
         said = next(line for line in started.stderr if line.startswith("run "))
@@ -140,7 +143,7 @@ def test_a_run_can_be_ended(cluster: Any, rows: Path, longer: dict[str, Any], tm
         raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match=r"run \w{12} goes on at .* --resume, or end it with --stop"):
-        train_remote(settings, talk=Disturbing(interrupt))
+        train_remote(settings, talk=Disturbing(interrupt, share=0.002))
     found = train_remote(replace(settings, stop=True))
     assert found.to_json()["stopped"] is True
     assert train_remote(replace(settings, stop=True)).to_json()["stopped"] is False

@@ -62,15 +62,15 @@ def connected(address: str) -> Iterator[Cluster]:
 
 def _joined(ray: Any, address: str, stack: contextlib.ExitStack) -> Cluster:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Where whit is one of a cluster's own processes it is connected already.
-            ray.init(
-                address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR",
-                ignore_reinit_error=True,
-            )  # fmt: skip
+        _join(ray, address)
     except (Exception, SystemExit) as error:  # Ray raises all kinds, and leaves on some
-        raise ClusterError(f"{address}: {_reason(error)}") from error
+        # A client's server over there is started for it, and has little time to come up on a busy machine.
+        if not isinstance(error, ConnectionError) or not address.startswith("ray://"):
+            raise ClusterError(f"{address}: {_reason(error)}") from error
+        try:
+            _join(ray, address)
+        except (Exception, SystemExit) as again:
+            raise ClusterError(f"{address}: {_reason(again)}") from again
     stack.callback(_leave, ray)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     cpus = tuple(int(node["Resources"].get("CPU", 0)) for node in nodes)
@@ -80,6 +80,15 @@ def _joined(ray: Any, address: str, stack: contextlib.ExitStack) -> Cluster:
     found = Cluster(ray, address, cpus, head)
     _require_same_whit(found, [node["NodeID"] for node in nodes])
     return found
+
+
+def _join(ray: Any, address: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Where whit is one of a cluster's own processes it is connected already.
+        ray.init(
+            address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True
+        )
 
 
 def _leave(ray: Any) -> None:
