@@ -7,8 +7,8 @@ this machine that write down every byte and then answer, reset, break off, redir
 ten requests are sensitive: by a card number in one of many disguises and places, or by what is declared (a label, a
 route, a tenant) with nothing in them to be found. The tenth is ordinary, so that the remote tiers are seen to be
 reached; only what those said may be in what was recorded. Now and then the config is read anew, or the gateway is
-made anew, with requests under way. Its tiers.toml is not the one of the tests (`tests/routing/upstreams.py`): here every
-way in which a request can be sensitive by declaration has its tenant, label and route, and real ports have their place.
+made anew, with requests under way. Its tiers.toml is not the one of the tests (`tests/routing/upstreams.py`): here
+every way in which a request can be sensitive by declaration has its tenant, label and route, and ports are real.
 """
 
 from __future__ import annotations
