@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,65 @@ def test_models_health_and_unknown_paths(tmp_path: Path) -> None:
     assert one(of, method="GET", path="/health").json["tiers"] == {"local": "ok", "cheap": "ok", "strong": "ok"}
     assert one(of, method="GET", path="/v1/chat/completions").status == 405
     assert one(of, path="/v1/embeddings").status == 404
+
+
+def test_a_model_by_its_name(tmp_path: Path) -> None:
+    of = config(tmp_path, text=GUARDED)
+    a, b = ({"authorization": "Bearer " + token * 16} for token in "ab")
+    assert one(of, method="GET", path="/v1/models/strong", headers=a).json["id"] == "strong"
+    for headers, name in ((b, "strong"), (a, "gone"), (a, ""), (a, "../metrics")):
+        reply = one(of, method="GET", path=f"/v1/models/{name}", headers=headers)
+        assert reply.status == 404 and reply.json["error"]["code"] == "model_not_found"
+        assert not name or name not in reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_older_completions_go_the_same_way(tmp_path: Path, stream: bool) -> None:
+    of, upstream = config(tmp_path), Upstream()
+    body = {"model": "cheap", "prompt": "hello", "stream": stream, "max_tokens": 9, "logit_bias": {"1": 2}}
+    reply = one(of, body, upstream, path="/v1/completions")
+    assert reply.headers["x-whit-tier"] == "cheap"
+    assert upstream.bodies[0]["messages"] == [{"role": "user", "content": "hello"}]
+    if stream:
+        events = [line.removeprefix("data: ") for line in reply.body.decode().splitlines() if line]
+        assert events.pop() == "[DONE]"
+        found = [json.loads(event) for event in events]
+    else:
+        found = [reply.json]
+        assert reply.json["usage"]["completion_tokens"] > 0
+    assert {each["object"] for each in found} == {"text_completion"} and found[0]["id"].startswith("cmpl-")
+    choices = [each["choices"][0] for each in found]
+    assert "".join(choice["text"] for choice in choices) == "from afar" and choices[-1]["finish_reason"] == "stop"
+    assert all("message" not in choice and "delta" not in choice for choice in choices)
+
+
+def test_a_completion_passes_the_same_gate(tmp_path: Path) -> None:
+    of, upstream = config(tmp_path), Upstream()
+    reply = one(of, {"model": "strong", "prompt": "card 4111 1111 1111 1111"}, upstream, path="/v1/completions")
+    assert not upstream.received and b"4111" not in reply.body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": 3}, {"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"messages": [{"role": "user", "content": "x"}]},
+        {"prompt": "x", "echo": True}, {"prompt": "x", "suffix": "y"}, {"prompt": "x", "n": 2},
+        {"prompt": "x", "best_of": 3}, {"prompt": "x", "logprobs": 5},
+    ],
+)  # fmt: skip
+def test_completions_that_cannot_be_had(tmp_path: Path, body: dict[str, Any]) -> None:
+    assert one(config(tmp_path), body, path="/v1/completions").status == 400
+
+
+def test_a_key_is_not_shared_between_the_two_ways_to_ask(tmp_path: Path) -> None:
+    app, both = App(gateway(config(tmp_path))), {"prompt": "x", "messages": [{"role": "user", "content": "x"}]}
+
+    async def run() -> list[Reply]:
+        paths = ("/v1/chat/completions", "/v1/completions")
+        return [await call(app, both, path=path, headers={"idempotency-key": "k"}) for path in paths]
+
+    chat, completion = asyncio.run(run())
+    assert chat.status == 200 and completion.status == 422
 
 
 def test_tool_calls_go_there_and_come_back(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The gateway's HTTP face: OpenAI's chat API, metrics and health, as a plain ASGI application.
+"""The gateway's HTTP face: OpenAI's chat and completions API, metrics and health, as a plain ASGI application.
 
 Promises: one guard stands before every path, known or not; a token where the config has one, and otherwise only
 this machine's own names as Host and no foreign Origin; bodies are bounded before they are read; every error is of
@@ -15,12 +15,14 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from whit.routing.config import Tenant, is_loopback
 from whit.routing.errors import Refused
 from whit.routing.gateway import Gateway, Served
-from whit.routing.request import ChatRequest, compact, read_request
+from whit.routing.request import ChatRequest, compact, read_completion, read_request
 from whit.routing.resilience import Idempotency
 from whit.routing.tiers.answer import End, Piece
 
@@ -29,7 +31,22 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _BODY_SECONDS = 30.0
+_MODEL = "/v1/models/"
 _SINGLE = ("authorization", "x-whit-label", "x-whit-timeout", "idempotency-key", "host", "content-type", "origin")
+
+
+@dataclass(frozen=True)
+class Api:
+    """One of OpenAI's two ways to ask for text: how a request is read, and what answers are called."""
+
+    read: Callable[[bytes], ChatRequest]
+    prefix: str
+    whole: str
+    chunk: str
+
+
+CHAT = Api(read_request, "chatcmpl", "chat.completion", "chat.completion.chunk")
+COMPLETION = Api(read_completion, "cmpl", "text_completion", "text_completion")
 
 
 class App:
@@ -39,7 +56,8 @@ class App:
         self.gateway = gateway
         self.idempotency = Idempotency()
         self.routes: dict[tuple[str, str], Callable[..., Awaitable[None]]] = {
-            ("POST", "/v1/chat/completions"): self._chat,
+            ("POST", "/v1/chat/completions"): partial(self._ask, CHAT),
+            ("POST", "/v1/completions"): partial(self._ask, COMPLETION),
             ("GET", "/v1/models"): self._models,
             ("GET", "/metrics"): self._metrics,
             ("GET", "/health"): self._health,
@@ -56,6 +74,8 @@ class App:
             headers = _headers(scope)
             tenant = self._guard(headers)
             handler = self.routes.get((scope["method"], scope["path"]))
+            if handler is None and scope["method"] == "GET" and scope["path"].startswith(_MODEL):
+                handler = partial(self._model, scope["path"].removeprefix(_MODEL))
             if handler is None:
                 known = any(path == scope["path"] for _, path in self.routes)
                 raise Refused(405 if known else 404, "not_found", "there is no such path or method here")
@@ -90,22 +110,24 @@ class App:
             raise Refused(403, "forbidden", "without a token only this machine is answered")
         return found
 
-    async def _chat(self, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
+    async def _ask(self, api: Api, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "unsupported_media_type", "content-type must be application/json")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise Refused(415, "unsupported_media_type", "packed bodies are not read")
         raw = await _body(receive, self.gateway.state.config.largest_body)
-        request = read_request(raw)
+        request = api.read(raw)
         label = headers.get("x-whit-label")
         seconds = _seconds(headers.get("x-whit-timeout"))
         key = headers.get("idempotency-key")
         if key is None:
-            await self._answer(request, tenant, label, seconds, receive, send)
+            await self._answer(api, request, tenant, label, seconds, receive, send)
             return
         if not 1 <= len(key) <= 255:
             raise Refused(400, "invalid_request_error", "Idempotency-Key must have 1 to 255 characters")
-        kept, mine = self.idempotency.enter(tenant.name, key, raw + b"\0" + (label or "").encode())
+        kept, mine = self.idempotency.enter(
+            tenant.name, key, b"\0".join((api.whole.encode(), raw, (label or "").encode()))
+        )
         if not mine:
             for message in await asyncio.shield(kept):
                 await send(message)
@@ -117,7 +139,7 @@ class App:
             await send(message)
 
         try:
-            if not await self._answer(request, tenant, label, seconds, receive, keep):
+            if not await self._answer(api, request, tenant, label, seconds, receive, keep):
                 raise Refused(499, "client_left", "the client left")
             kept.set_result(said)
         except BaseException as error:
@@ -130,8 +152,8 @@ class App:
             raise
 
     async def _answer(
-        self, request: ChatRequest, tenant: Tenant, label: str | None, seconds: float | None, receive: Receive,
-        send: Send,
+        self, api: Api, request: ChatRequest, tenant: Tenant, label: str | None, seconds: float | None,
+        receive: Receive, send: Send,
     ) -> bool:  # fmt: skip
         """Answer, unless the client leaves first: then the work ends too. Whether it was answered."""
         here = asyncio.current_task()
@@ -146,7 +168,7 @@ class App:
         gone = asyncio.ensure_future(_left(receive))
         gone.add_done_callback(leave)
         try:
-            await self._work(request, tenant, label, seconds, send)
+            await self._work(api, request, tenant, label, seconds, send)
             return True
         except asyncio.CancelledError:
             if here is None or not left or here.uncancel() > 0:
@@ -157,22 +179,31 @@ class App:
             gone.cancel()
 
     async def _work(
-        self, request: ChatRequest, tenant: Tenant, label: str | None, seconds: float | None, send: Send
+        self, api: Api, request: ChatRequest, tenant: Tenant, label: str | None, seconds: float | None, send: Send
     ) -> None:
         served = await self.gateway.serve(request, tenant, label, seconds)
-        head = {"id": f"chatcmpl-{random.getrandbits(96):024x}", "created": int(time.time()), "model": served.tier}
+        head = {"id": f"{api.prefix}-{random.getrandbits(96):024x}", "created": int(time.time()), "model": served.tier}
         async with aclosing(served.pieces) as pieces:  # type: ignore[type-var]
             if request.stream:
-                await _stream(send, pieces, head, request, served)
+                await _stream(api, send, pieces, head, request, served)
             else:
-                await _json(send, 200, await _whole(pieces, head), _about(served))
+                await _json(send, 200, await _whole(api, pieces, head), _about(served))
 
     async def _models(self, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
+        data = [_described(name) for name in self._names(tenant)]
+        await _json(send, 200, {"object": "list", "data": data})
+
+    async def _model(self, name: str, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
+        if name not in self._names(tenant):
+            raise Refused(404, "model_not_found", "there is no such model here; GET /v1/models lists them")
+        await _json(send, 200, _described(name))
+
+    def _names(self, tenant: Tenant) -> list[str]:
+        """What a tenant may name as its model."""
         config = self.gateway.state.config
         allowed = config.policies[tenant.policy].tiers
         names = ["auto", *config.routes, *(tier.name for tier in config.tiers if tier.name in allowed)]
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "whit"} for name in dict.fromkeys(names)]
-        await _json(send, 200, {"object": "list", "data": data})
+        return list(dict.fromkeys(names))
 
     async def _metrics(self, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
         text = self.gateway.metrics.text(self.gateway.ledger.lost if self.gateway.ledger else 0)
@@ -241,7 +272,7 @@ def _seconds(text: str | None) -> float | None:
     return seconds
 
 
-async def _whole(pieces: AsyncIterator[Piece | End], head: dict[str, Any]) -> dict[str, Any]:
+async def _whole(api: Api, pieces: AsyncIterator[Piece | End], head: dict[str, Any]) -> dict[str, Any]:
     text: list[str] = []
     tools: dict[int, dict[str, Any]] = {}
     end = End()
@@ -256,15 +287,18 @@ async def _whole(pieces: AsyncIterator[Piece | End], head: dict[str, Any]) -> di
             tool["function"]["arguments"] += function.get("arguments", "")
         else:
             text.append(piece.text)
+    if api is COMPLETION:
+        plain = {"index": 0, "text": "".join(text), "finish_reason": end.finish, "logprobs": None}
+        return {**head, "object": api.whole, "choices": [plain], "usage": _usage(end)}
     message: dict[str, Any] = {"role": "assistant", "content": "".join(text) if text or not tools else None}
     if tools:
         message["tool_calls"] = [tools[index] for index in sorted(tools)]
     choice = {"index": 0, "message": message, "finish_reason": end.finish}
-    return {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(end)}
+    return {**head, "object": api.whole, "choices": [choice], "usage": _usage(end)}
 
 
 async def _stream(
-    send: Send, pieces: AsyncIterator[Piece | End], head: dict[str, Any], request: ChatRequest, served: Served
+    api: Api, send: Send, pieces: AsyncIterator[Piece | End], head: dict[str, Any], request: ChatRequest, served: Served
 ) -> None:
     started = False
 
@@ -278,8 +312,10 @@ async def _stream(
         await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
 
     def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
-        return {**head, "object": "chat.completion.chunk", "choices": choices}
+        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
+        if api is COMPLETION:
+            choice = {"index": 0, "text": delta.get("content", ""), "finish_reason": finish, "logprobs": None}
+        return {**head, "object": api.chunk, "choices": [choice]}
 
     try:
         role: dict[str, Any] = {"role": "assistant"}
@@ -298,6 +334,10 @@ async def _stream(
             raise
         await event(_error(error))
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _described(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "whit"}
 
 
 def _usage(end: End) -> dict[str, int]:

@@ -110,6 +110,27 @@ def content_text(content: Any) -> str:
 
 def read_request(raw: bytes) -> ChatRequest:
     """A client's body. Raises `Refused` (400), naming the field but never its content."""
+    return _request(_object(raw))
+
+
+def read_completion(raw: bytes) -> ChatRequest:
+    """A client's body of OpenAI's older API: its prompt becomes what one user says. Raises `Refused` (400)."""
+    body = _object(raw)
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        raise _bad("prompt", "must be one text")
+    for key in ("suffix", "echo", "logprobs"):
+        if body.get(key):
+            raise _bad(key, "is not served here")
+    if body.get("best_of") not in (None, 1):
+        raise _bad("best_of", "must be 1")
+    chat = {key: value for key, value in body.items() if key != "messages" and key not in _TREES}
+    return _request({**chat, "messages": [{"role": "user", "content": prompt}]})
+
+
+def _object(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_doubles)
     except (ValueError, RecursionError) as error:
@@ -118,6 +139,10 @@ def read_request(raw: bytes) -> ChatRequest:
         raise _bad("body", "must be a JSON object")
     if _depth(body) > MAX_DEPTH:
         raise _bad("body", "is nested too deeply")
+    return body
+
+
+def _request(body: dict[str, Any]) -> ChatRequest:
     kept: dict[str, Any] = {}
     model = body.get("model", "auto")
     if not isinstance(model, str) or len(model) > 200:
