@@ -123,8 +123,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--micro-batch", type=int, help="sequences in one forward: about memory only")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    # Attention's smallest shares are subnormal numbers, which processors compute by microcode: a third of the time.
-    torch.set_flush_denormal(True)
     try:
         run(arguments)
     except WhitError as error:
@@ -134,4 +132,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Attention's smallest shares are subnormal numbers, which processors compute by microcode: a third of the time.
+    # Set for the whole process, and therefore here.
+    torch.set_flush_denormal(True)
     sys.exit(main())
