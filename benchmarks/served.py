@@ -11,7 +11,9 @@ second. With `--llama`, a Python that has llama-cpp-python does the same request
 (the same adapters), with Q8_0 and with the base's own file, at 1 and 2 threads; its best counts.
 
 unseen: milliseconds that a first request with an adapter takes longer than one with an adapter that was used before,
-from the store and inline; one token is asked for, every prompt is new.
+from the store and inline; one token is asked for. Told twice: with prompts that are new from their first token on,
+which is what finding and loading an adapter costs; and with a beginning that all prompts share (the chat template's own
+system turn), which the server has computed already for an adapter that was used, and must compute for a new one.
 
 load: requests come at 1.5 times the rate that the server was found to sustain. Every answer is compared with what the
 same user got when nobody else was there; every refusal must say when to come again. Memory of the server over time.
@@ -90,8 +92,9 @@ def served(options: argparse.Namespace, adapters: list[Adapter], *more: str) -> 
             log.close()
 
 
-def body(user: int, prompt: str, tokens: int, model: str | None = None) -> dict[str, Any]:
-    return {"model": model or f"base:user/{user}", "messages": [{"role": "user", "content": prompt}],
+def body(user: int, prompt: str, tokens: int, model: str | None = None, system: str | None = None) -> dict[str, Any]:
+    first = [{"role": "system", "content": system}] if system else []
+    return {"model": model or f"base:user/{user}", "messages": [*first, {"role": "user", "content": prompt}],
             "max_tokens": tokens, "temperature": 0}  # fmt: skip
 
 
@@ -163,25 +166,31 @@ def llama(options: argparse.Namespace, base: Any, adapters: list[Adapter]) -> di
 
 def unseen(options: argparse.Namespace) -> dict[str, Any]:
     base = open_base(options.base)
-    adapters = make_adapters(base, options.tries + 1, kind="tiny")
-    texts = [each.to_text() for each in make_adapters(base, options.tries, kind="tiny", seed=1)]
-    found: dict[str, list[float]] = {"store": [], "inline": []}
+    adapters = make_adapters(base, 2 * options.tries + 1, kind="tiny")
+    texts = [each.to_text() for each in make_adapters(base, 2 * options.tries, kind="tiny", seed=1)]
+    found: dict[str, list[float]] = {f"{kind}{way}": [] for kind in ("store", "inline") for way in ("", "_shared")}
     with served(options, adapters) as (url, _), httpx.Client(timeout=60) as http:
 
-        def ask(model: str, prompt: str) -> float:
+        def ask(model: str, shared: bool) -> float:
+            at = next(number)
+            # Every word of the chat template before this one is in the cache of whoever asked before.
+            system = None if shared else f"{at} helps."
             began = time.perf_counter()
-            http.post(f"{url}/chat/completions", json=body(0, prompt, 1, model)).raise_for_status()
+            http.post(f"{url}/chat/completions", json=body(0, f"Request {at}", 1, model, system)).raise_for_status()
             return 1000 * (time.perf_counter() - began)
 
-        used, number = f"base:user/{options.tries}", iter(range(10_000, 100_000))
+        used, number = f"base:user/{2 * options.tries}", iter(range(10_000, 100_000))
         for _ in range(5):
-            ask(used, f"Request {next(number)}")
+            ask(used, True)
+            ask(used, False)
         for at in range(options.tries):
-            for kind, model in (("store", f"base:user/{at}"), ("inline", texts[at])):
-                # Before and after it a request whose adapter is known: what drifts is taken off.
-                before = ask(used, f"Request {next(number)}")
-                first = ask(model, f"Request {next(number)}")
-                found[kind].append(first - (before + ask(used, f"Request {next(number)}")) / 2)
+            for shared in (False, True):
+                place = at + options.tries * shared
+                for kind, model in (("store", f"base:user/{place}"), ("inline", texts[place])):
+                    # Before and after it a request whose adapter is known: what drifts is taken off.
+                    before = ask(used, shared)
+                    first = ask(model, shared)
+                    found[kind + "_shared" * shared].append(first - (before + ask(used, shared)) / 2)
     return {"tries": options.tries, "int8": options.int8, **{
         f"{kind}_added_ms": {"median": round(statistics.median(ms), 2), "p90": round(sorted(ms)[int(0.9 * len(ms))], 2)}
         for kind, ms in found.items()
