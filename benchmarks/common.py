@@ -55,13 +55,10 @@ def sample(rows: Sequence[Row], seed: int = 0) -> list[Row]:
     return sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row.id}".encode()).digest())
 
 
-def task(name: str, *, rows: int, validation: int, dev: int | None = None, shuffled: bool = False) -> Task:
-    """`rows` training rows (of the file or of `sample`), `validation` rows after them; dev whole unless bounded."""
+def task(name: str, *, rows: int, validation: int, dev: int | None = None) -> Task:
+    """The first `rows` training rows, and the `validation` rows after them; dev whole unless bounded."""
     folder = data_folder() / name
-    if shuffled:
-        train = sample(read_rows(folder / "train.jsonl"))[: rows + validation]
-    else:
-        train = read_rows(folder / "train.jsonl", limit=rows + validation)
+    train = read_rows(folder / "train.jsonl", limit=rows + validation)
     held = read_rows(folder / "dev.jsonl", limit=dev)
     if len(train) < rows + validation:
         rows = len(train) - validation

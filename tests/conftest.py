@@ -36,3 +36,22 @@ def smollm2() -> Path:
         return pull("smollm2")
     except (PullError, StorageError) as error:
         pytest.skip(f"smollm2 is not here and cannot be pulled: {error}")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny base."""
+    from whit.testing import write_tiny_base
+
+    return write_tiny_base(
+        tmp_path_factory.mktemp("base") / "tiny",
+        layers=2, hidden=32, heads=2, kv_heads=1, ffn=64, vocab=384, context=160,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 labelled rows."""
+    from whit.testing import write_rows
+
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 120)

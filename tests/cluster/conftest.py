@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from whit.testing import write_rows, write_tiny_base
-
 # How soon a node that was killed is noticed; by default Ray takes its time.
 _QUICK = {"health_check_period_ms": 1000, "health_check_failure_threshold": 8}
 
@@ -88,21 +86,6 @@ def second(cluster: Any) -> Iterator[Callable[..., Any]]:
     for node in added:
         if node in cluster.worker_nodes:
             killed(cluster, node)
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny base."""
-    return write_tiny_base(
-        tmp_path_factory.mktemp("base") / "tiny",
-        layers=2, hidden=32, heads=2, kv_heads=1, ffn=64, vocab=384, context=160,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 labelled rows."""
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 120)
 
 
 @pytest.fixture(scope="session")

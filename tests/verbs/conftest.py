@@ -14,8 +14,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from commands import Commands
 
-from whit.testing import write_rows, write_tiny_base
-
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -40,21 +38,6 @@ def whit(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comm
     commands = Commands(tmp_path_factory.mktemp("commands"))
     yield commands
     commands.close()
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny base."""
-    return write_tiny_base(
-        tmp_path_factory.mktemp("base") / "tiny",
-        layers=2, hidden=32, heads=2, kv_heads=1, ffn=64, vocab=384, context=160,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 labelled rows."""
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 120)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from whit.errors import DataError, UsageError
 from whit.settings import BakeSettings, TrainSettings
 from whit.talk import Talk
 from whit.verbs import common, runs
-from whit.verbs.baked import BakeResult, report_on, with_command
+from whit.verbs.baked import BakeResult, report_on, tokens_before, with_command
 from whit.verbs.train import announce, plan_of, require_memory, shape_of
 
 if TYPE_CHECKING:
@@ -133,12 +133,6 @@ def digest_of(examples: Sequence[Row]) -> str:
     """What examples are known by; "" where there are none."""
     said = [[*((turn.role, turn.content) for turn in row.turns), row.completion] for row in examples]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest() if said else ""
-
-
-def tokens_before(guide: str, examples: Sequence[Row], base: Base) -> int:
-    """Tokens that stand before every input, but for those of the template."""
-    texts = [guide, *(text for row in examples for text in (*(turn.content for turn in row.turns), row.completion))]
-    return sum(len(base.encode(text)) for text in texts)
 
 
 def as_training(settings: BakeSettings) -> TrainSettings:

@@ -24,6 +24,7 @@ from whit.verbs import common, runs
 
 if TYPE_CHECKING:
     from whit.adapters.tunable import Bound
+    from whit.bases import Base
     from whit.data.templates import Encoded
     from whit.evaluation.proof import Examiner
     from whit.evaluation.scoring import Scorer
@@ -167,10 +168,7 @@ def _saved(teach: Examiner, examiner: Examiner, rows: Sequence[Row], bound: Boun
 
     some = list(rows[:_TIMED])
     # A base that cannot hold the instruction (another model was the teacher) still has its tokens counted.
-    texts = [teach.instruction or ""]
-    for row in teach.examples:
-        texts += [*(turn.content for turn in row.turns), row.completion]
-    guide = sum(len(teach.base.encode(text)) for text in texts)
+    guide = tokens_before(teach.instruction or "", teach.examples, teach.base)
     without = examiner.encode(list(rows))
     try:
         with_guide = teach.encode(list(rows))
@@ -211,3 +209,9 @@ def with_command(card: Any, settings: BakeSettings, folder: Path) -> Any:
 def _short(text: str) -> str:
     shown = " ".join(text.split())
     return repr(shown[:60] + ("…" if len(shown) > 60 else ""))
+
+
+def tokens_before(guide: str, examples: Sequence[Row], base: Base) -> int:
+    """Tokens that stand before every input, but for those of the template."""
+    texts = [guide, *(text for row in examples for text in (*(turn.content for turn in row.turns), row.completion))]
+    return sum(len(base.encode(text)) for text in texts)

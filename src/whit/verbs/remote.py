@@ -186,15 +186,16 @@ def receive(files: Mapping[str, bytes], folder: Path, settings: TrainSettings) -
 # -- in a worker of the cluster
 
 
-def settings_of(job: Mapping[str, Any]) -> TrainSettings:
-    """A job's settings, to be gone on with, with the CPUs that it was given."""
+def settings_of(job: Mapping[str, Any], talk: Talk) -> TrainSettings:
+    """A job's settings, to be gone on with, with the CPUs that it was given; their base is there, and the right one."""
     from whit.verbs.worker import settings_from
 
-    settings = settings_from(json.dumps(job["settings"]))
-    return replace(settings, threads=int(job["cpus"]), resume=True)
+    settings = replace(settings_from(json.dumps(job["settings"])), threads=int(job["cpus"]), resume=True)
+    _require_base(settings, job.get("base_sha256"), talk)
+    return settings
 
 
-def require_base(settings: TrainSettings, sha256: str | None, talk: Talk) -> None:
+def _require_base(settings: TrainSettings, sha256: str | None, talk: Talk) -> None:
     """Fetch a base by name where it is not there, and see that it is the file of who sent the job."""
     from whit.bases.names import resolve
     from whit.bases.quantize import split_name
@@ -215,7 +216,5 @@ def train_here(job: Mapping[str, Any], talk: Talk) -> dict[str, Any]:
     """`whit train`, in a worker."""
     from whit.verbs.train import train
 
-    settings = settings_of(job)
-    require_base(settings, job.get("base_sha256"), talk)
-    result = train(settings, talk=talk)
+    result = train(settings_of(job, talk), talk=talk)
     return {"verdict": result.card.verdict}

@@ -160,19 +160,17 @@ def figure(trials: Sequence[Trial], winner: Trial) -> Extra:
 
 def trial_here(job: Mapping[str, Any], talk: Talk) -> dict[str, Any]:
     """`try_variant`, in a worker; the trial comes back as the answer."""
-    from whit.verbs.remote import require_base, settings_of
+    from whit.verbs.remote import settings_of
 
-    settings = settings_of(job)
-    require_base(settings, job.get("base_sha256"), talk)
+    settings = settings_of(job, talk)
     return {"trial": try_variant(str(job["name"]), settings, float(job["share"]), talk).to_json()}
 
 
 def prove_here(job: Mapping[str, Any], talk: Talk) -> dict[str, Any]:
     """`prove_winner`, in a worker."""
-    from whit.verbs.remote import require_base, settings_of
+    from whit.verbs.remote import settings_of
 
-    settings = settings_of(job)
-    require_base(settings, job.get("base_sha256"), talk)
+    settings = settings_of(job, talk)
     trials = [Trial.from_json(text) for text in job["trials"]]
     winner = next(trial for trial in trials if trial.name == job["name"])
     card = prove_winner(settings, Path("winner"), winner, [figure(trials, winner)], job["remarks"], talk)
