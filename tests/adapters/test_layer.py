@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from whit.adapters.basis import Basis
-from whit.adapters.layer import AdaptedLinear, Slots
+from whit.adapters.layer import AdaptedLinear, Siblings, Slots
 from whit.adapters.tunable import BoundBasis
 from whit.adapters.vector import VectorSpec
 from whit.bases import Base
@@ -106,6 +106,43 @@ def test_the_layer_is_the_equation(
         layer_R, layer.R = layer.R, layer.R[row]
         assert torch.allclose(layer(x[row : row + 1])[0], y[row], atol=1e-4, rtol=1e-4)
         layer.R = layer_R
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    asked=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=8),
+    bare=st.sets(st.integers(0, 2), max_size=1),
+    per_row=st.booleans(),
+)
+def test_siblings_answer_as_if_alone(seed: int, asked: list[tuple[int, int]], bare: set[int], per_row: bool) -> None:
+    """Whoever is asked, in whatever order and of whichever x: the values and the gradients of a layer alone."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    made = [
+        (nn.Linear(5, tall, bias=tall == 4).requires_grad_(False), draw(tall, rank), draw(5, rank))
+        for tall, rank in ((3, 2), (4, 1), (6, 2))
+    ]
+    inputs = [draw(2, 3, 5) for _ in range(2)]
+    matrices = [draw(*([2] if per_row else []), part[1].shape[1], part[1].shape[1]) for part in made]
+
+    def run(layers: list[AdaptedLinear]) -> list[torch.Tensor]:
+        given = [x.clone().requires_grad_() for x in inputs]
+        own = [R.clone().requires_grad_() for R in matrices]
+        for place, layer in enumerate(layers):
+            layer.R = None if place in bare else own[place]
+        found = [layers[place](given[at]) for place, at in asked]
+        sum(((y * (turn + 1)).sum() for turn, y in enumerate(found)), torch.zeros(())).backward()
+        zeros = [torch.zeros_like(R) if R.grad is None else R.grad for R in own]
+        return [*found, *zeros, *[torch.zeros_like(x) if x.grad is None else x.grad for x in given]]
+
+    together = [AdaptedLinear(*part) for part in made]
+    Siblings(together)
+    for one, other in zip(run(together), run([AdaptedLinear(*part) for part in made]), strict=True):
+        assert torch.allclose(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_the_wrong_number_of_rows(base: Base, basis: Basis, specs: dict[str, VectorSpec], ids: torch.Tensor) -> None:

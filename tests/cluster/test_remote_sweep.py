@@ -16,21 +16,33 @@ from whit.verbs.sweep import SweepResult, sweep
 
 
 class Disturbing(Talk):
-    """Does something once, when the first variant has ended."""
+    """Does something once: as soon as it may, after the first variant has ended."""
 
-    def __init__(self, disturb: Callable[[], object]) -> None:
+    def __init__(self, may: Callable[[], bool], disturb: Callable[[], object]) -> None:
         super().__init__()
         self.lines: list[str] = []
-        self._disturb: Callable[[], object] | None = disturb
+        self._may, self._disturb = may, disturb
+        self._begun = self.done = False
 
     def say(self, text: str) -> None:
         self.lines.append(text)
-        if self._disturb is not None and "on validation (" in text:
-            disturb, self._disturb = self._disturb, None
-            disturb()
+        self._begun = self._begun or "on validation (" in text
+        self.look()
 
     def progress(self, *given: Any, **more: Any) -> None:
-        pass
+        self.look()
+
+    def look(self) -> None:
+        if self._begun and not self.done and self._may():
+            self.done = True
+            self._disturb()
+
+
+def at_work(node: Any) -> bool:
+    """Whether something runs on a node of one CPU; killed idle, it would cost nothing."""
+    from ray._private.state import available_resources_per_node
+
+    return float(available_resources_per_node().get(node.node_id, {}).get("CPU", 0.0)) < 1.0
 
 
 @pytest.mark.slow
@@ -45,9 +57,10 @@ def test_all_variants_end_though_a_node_is_killed(
         "[[variant]]\nname = 'too many'\nkind = 'tiny'\nnumbers = 1000000000\n"
     )
     node = second()
-    heard = Disturbing(lambda: kill(node))
+    heard = Disturbing(lambda: at_work(node), lambda: kill(node))
     settings = SweepSettings(grid=grid, out=tmp_path / "away", ray=cluster.address, threads=1)
     away = sweep(settings, talk=heard)
+    assert heard.done
     assert isinstance(away, SweepResult)
     assert sum(row["error"] is None for row in away.variants) == 4
     assert (away.variants[-1]["name"] == "too many" and "weights" in away.variants[-1]["error"]) or "numbers" in (

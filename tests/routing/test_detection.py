@@ -25,7 +25,8 @@ from whit.routing.detection import finders, normalise, numbers
 from whit.routing.detection.scanner import Scanner, read_adapter_answer
 from whit.routing.detection.view import Span, View
 
-SCANNER = Scanner(Detection(terms=("Projekt Nachtigall", "Zürich")))
+# What is seen must not hang on how fast the machine is; the limit has a test of its own.
+SCANNER = Scanner(Detection(terms=("Projekt Nachtigall", "Zürich"), timeout=60))
 CARD = "4111111111111111"
 
 

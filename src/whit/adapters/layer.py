@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from whit.adapters.basis import Basis
 from whit.errors import AdapterError
+
+_SAME_INPUT: Final = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
 
 
 class AdaptedLinear(nn.Module):
@@ -36,58 +38,114 @@ class AdaptedLinear(nn.Module):
             held = part.mT.contiguous().mT.to(device=like.device, dtype=like.dtype)
             self.register_buffer(name, held, persistent=False)
         self.R: torch.Tensor | None = None
+        self.siblings = Siblings([self])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """y = W x + U S R (Vᵀ x), shape (rows, tokens, out)."""
         if self.R is None:
             y: torch.Tensor = self.linear(x)
             return y
-        R = self.R.to(x.dtype)
-        if R.dim() == 3 and R.shape[0] != x.shape[0]:
-            raise AdapterError(f"{R.shape[0]} adapters were set for a batch of {x.shape[0]} rows")
+        if self.R.dim() == 3 and self.R.shape[0] != x.shape[0]:
+            raise AdapterError(f"{self.R.shape[0]} adapters were set for a batch of {x.shape[0]} rows")
         # A packed layer's matrix is unpacked at each look: it must not be kept for the way back.
         if getattr(self.linear, "packed", False) or self.linear.weight.requires_grad:
-            adapted: torch.Tensor = self.linear(x) + ((x @ self.V) @ R.mT) @ self.US.mT
-        else:
-            weight, bias = self.linear.weight, self.linear.bias
-            adapted = _Adapted.apply(x, R, weight, bias, self.US, self.V)  # type: ignore[no-untyped-call]
-        return adapted
+            adapted: torch.Tensor = self.linear(x) + ((x @ self.V) @ self.R.to(x.dtype).mT) @ self.US.mT
+            return adapted
+        return self.siblings.answer(self, x)
+
+
+class Siblings:
+    """Adapted layers that are given the same x, one after another: q, k and v; gate and up.
+
+    The first that is asked computes for all, with one product Vᵀ x; the others take what is ready. On the way back the
+    gradients of x are added up in place.
+    """
+
+    def __init__(self, layers: Sequence[AdaptedLinear]) -> None:
+        self.layers = list(layers)
+        self._V = torch.cat([layer.V.mT for layer in layers]).mT
+        place = 0
+        for layer in layers:
+            layer.siblings = self
+            layer.V = self._V[:, place : place + layer.V.shape[1]]
+            place += layer.V.shape[1]
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is ready and was not asked for."""
+        self._x: torch.Tensor | None = None
+        self._ready: dict[AdaptedLinear, torch.Tensor] = {}
+
+    def answer(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
+        """The adapted product of one layer."""
+        if self._x is not x or layer not in self._ready:
+            alike = all(each.R is not None and not each.linear.weight.requires_grad for each in self.layers)
+            asked = self.layers if alike else [layer]
+            parts = [
+                part
+                for each in asked
+                if each.R is not None
+                for part in (each.R.to(x.dtype), each.linear.weight, each.linear.bias, each.US)
+            ]
+            V = self._V if alike else layer.V
+            found = _Adapted.apply(x, V, *parts)  # type: ignore[no-untyped-call]
+            self._x, self._ready = x, dict(zip(asked, found, strict=True))
+        y = self._ready.pop(layer)
+        if not self._ready:
+            self._x = None
+        return y
 
 
 class _Adapted(torch.autograd.Function):
-    """The adapted product with its gradients written out.
+    """Adapted products of one x with their gradients written out.
 
     Autograd would keep and add whole activations for an update of rank r; here the update is added in place, forward
-    and backward, and only z = Vᵀ x, of width r, is kept.
+    and backward, and only z = Vᵀ x, of width r, is kept. V holds the layers' columns side by side; `parts` are
+    R, W, bias and U S of each layer.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        R: torch.Tensor,
-        W: torch.Tensor,
-        bias: torch.Tensor | None,
-        US: torch.Tensor,
-        V: torch.Tensor,
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, V: torch.Tensor, *parts: Any) -> tuple[torch.Tensor, ...]:
         z = x @ V
-        y = nn.functional.linear(x, W, bias)
-        y.view(-1, y.shape[-1]).addmm_((z @ R.mT).reshape(-1, z.shape[-1]), US.mT)
-        ctx.save_for_backward(z, R, W, US, V)
-        return y
+        found, place = [], 0
+        for R, W, bias, US in _by_four(parts):
+            rank = R.shape[-1]
+            y = nn.functional.linear(x, W, bias)
+            y.view(-1, y.shape[-1]).addmm_((z[..., place : place + rank] @ R.mT).reshape(-1, rank), US.mT)
+            found.append(y)
+            place += rank
+        ctx.save_for_backward(z, V, *parts)
+        return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        z, R, W, US, V = ctx.saved_tensors
-        wide = dy @ US
-        dR = dx = None
-        if ctx.needs_input_grad[1]:
-            dR = wide.mT @ z if R.dim() == 3 else wide.flatten(0, -2).mT @ z.flatten(0, -2)
-        if ctx.needs_input_grad[0]:
-            dx = dy @ W
-            dx.view(-1, dx.shape[-1]).addmm_((wide @ R).reshape(-1, z.shape[-1]), V.mT)
-        return dx, dR, None, None, None, None
+    def backward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        z, V, *parts = ctx.saved_tensors
+        gradients: list[torch.Tensor | None] = []
+        inner: list[torch.Tensor] = []
+        dx: torch.Tensor | None = None
+        place = 0
+        for at, (dy, (R, W, _, US)) in enumerate(zip(given, _by_four(parts), strict=True)):
+            rank = R.shape[-1]
+            wide, narrow = dy @ US, z[..., place : place + rank]
+            place += rank
+            dR = None
+            if ctx.needs_input_grad[2 + 4 * at]:
+                dR = wide.mT @ narrow if R.dim() == 3 else wide.flatten(0, -2).mT @ narrow.flatten(0, -2)
+            gradients += [dR, None, None, None]
+            if not ctx.needs_input_grad[0]:
+                continue
+            inner.append((wide @ R).reshape(-1, rank))
+            if dx is None:
+                dx = dy @ W
+            else:
+                dx.view(-1, dx.shape[-1]).addmm_(dy.reshape(-1, dy.shape[-1]), W)
+        if dx is not None:
+            dx.view(-1, dx.shape[-1]).addmm_(torch.cat(inner, dim=1), V.mT)
+        return dx, None, *gradients
+
+
+def _by_four(parts: Sequence[Any]) -> list[Sequence[Any]]:
+    return [parts[at : at + 4] for at in range(0, len(parts), 4)]
 
 
 class Slots:
@@ -111,12 +169,27 @@ class Slots:
                 raise AdapterError(f"{name} is already adapted; detach the other adapter first")
             self._names.append(name)
             self._layers.append(AdaptedLinear(linear, basis.outward[place], basis.inward[place]))
+        self._families = self._find_siblings()
         self._swap(dict(zip(self._names, self._layers, strict=True)))
+
+    def _find_siblings(self) -> list[Siblings]:
+        """Of layers that a decoder gives the same input."""
+        families: dict[tuple[str, str], list[AdaptedLinear]] = {}
+        for name, layer in zip(self._names, self._layers, strict=True):
+            parent, _, leaf = name.rpartition(".")
+            key = next((kind for kind, leaves in _SAME_INPUT.items() if leaf in leaves), leaf)
+            families.setdefault((parent, key), []).append(layer)
+        return [Siblings(layers) for layers in families.values()]
 
     def set(self, R: torch.Tensor | None) -> None:
         """R of shape (modules, r, r) or (modules, rows, r, r), or None for the bare base."""
-        for place, layer in enumerate(self._layers):
-            layer.R = None if R is None else R[place]
+        self._give([None] * len(self._layers) if R is None else R.unbind())
+
+    def _give(self, each: Sequence[torch.Tensor | None]) -> None:
+        for family in self._families:
+            family.forget()
+        for layer, R in zip(self._layers, each, strict=True):
+            layer.R = R
 
     @contextlib.contextmanager
     def using(self, R: torch.Tensor | None) -> Iterator[None]:
@@ -126,8 +199,7 @@ class Slots:
         try:
             yield
         finally:
-            for layer, R_before in zip(self._layers, before, strict=True):
-                layer.R = R_before
+            self._give(before)
 
     def detach(self) -> None:
         """Put the bare linear layers back. The model is then what it was before."""
