@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import json
 import os
+import stat
 import tempfile
 import threading
 import time
@@ -94,15 +95,28 @@ def _lay_out(folder: Path, files: Mapping[str, Any]) -> None:
     for name, ref in files.items():
         content = ray.get(ref)
         if name.startswith("base/"):
-            kept = Path(tempfile.gettempdir()) / f"whit-bases-{os.getuid()}" / digest_of(content)
-            kept.parent.mkdir(mode=0o700, exist_ok=True)
-            # Read again, not trusted by its name: others may write where temporary files lie.
+            shared = bases_folder()
+            if shared is None:
+                unpack({name: content}, folder)
+                continue
+            kept = shared / digest_of(content)
+            # Read again, not trusted by its name: an earlier worker may have been killed while it wrote.
             if not kept.is_file() or digest_of(kept.read_bytes()) != kept.name:
-                unpack({kept.name: content}, kept.parent)
+                unpack({kept.name: content}, shared)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).symlink_to(kept)
         else:
             unpack({name: content}, folder)
+
+
+def bases_folder() -> Path | None:
+    """Where the bases of a node's jobs lie, or None where that name was taken by others, who could exchange a base."""
+    folder = Path(tempfile.gettempdir()) / f"whit-bases-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return folder if mine else None
 
 
 @contextlib.contextmanager
