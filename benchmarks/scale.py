@@ -4,10 +4,11 @@
     python benchmarks/scale.py processes --threads 1
     python benchmarks/scale.py sweep here --base eeny && python benchmarks/scale.py sweep there --base eeny
 
-`memory` counts the bytes of all weights as they are held. `processes` trains the same `xs` adapter on sst2 for
-`--steps` steps, once in one process and once in two, each with `--threads` threads, and times the sum of the gradients
-in the team of two, for the numbers of the adapter and for as many as a LoRA of rank 8 has. What nf4 costs in accuracy
-is printed by `python benchmarks/sst2.py xs --base smollm2:nf4 base` and `python benchmarks/sst2.py xs base`.
+`memory` counts the bytes of all weights as they are held, and the peak of resident memory in one training step of 8
+rows of 107 tokens, with layers kept and computed twice (Linux; `step` is that alone). `processes` trains the same `xs`
+adapter on sst2 for `--steps` steps, once in one process and once in two, each with `--threads` threads, and times the
+sum of the gradients in the team of two, for the numbers of the adapter and for as many as a LoRA of rank 8 has. What
+nf4 costs in accuracy is printed by `python benchmarks/sst2.py xs --base smollm2:nf4 base` and `… xs base`.
 
 `sweep here` is `whit sweep` over 12 variants one after another with one thread; `sweep there` the same on two nodes of
 one CPU each, Ray's own processes on this machine, the second of which is killed when half of the variants have ended
@@ -36,8 +37,12 @@ import torch
 from common import data_folder, examiner, open_base, report, task, tell
 from sst2 import fresh
 
+from whit.data.rows import Row
+from whit.data.templates import Encoded
+from whit.training.batching import Batch, collate
+from whit.training.memory import SPARE, checkpointed, step_bytes
 from whit.training.parallel import Team, team_of, train_together
-from whit.training.sft import LEARNING_RATES, Plan, train
+from whit.training.sft import LEARNING_RATES, Plan, loss_of, train
 
 LORA = 2_442_240  # numbers of a LoRA of rank 8 on every projection of SmolLM2-135M
 
@@ -49,6 +54,38 @@ def memory(options: argparse.Namespace) -> None:
         parts = {part.data_ptr(): part for part in (*model.parameters(), *model.buffers())}
         held[name] = sum(part.numel() * part.element_size() for part in parts.values())
         report([{"base": name, "bytes": held[name], "share_of_bfloat16": round(held[name] / held[options.base], 4)}])
+        del model, parts
+    for more in ([], ["--checkpointing"]):  # in a process of its own each, whose memory holds nothing else
+        subprocess.run([sys.executable, __file__, "step", "--base", options.base, *more], check=True)
+
+
+def step_memory(options: argparse.Namespace, checkpointing: bool) -> None:
+    """Bytes that one step takes beside the base: the estimate, and the peak of resident memory above what was held."""
+    base, draw = open_base(options.base), torch.Generator().manual_seed(0)
+    size = int(base.model.config.vocab_size)
+    ids = torch.randint(0, size, (8, 107), generator=draw).tolist()
+    rows = [Encoded(Row(str(at), (), ""), each[:104], each[104:]) for at, each in enumerate(ids)]
+    _, bound = fresh(base, "xs")
+    estimate = step_bytes(
+        base, rows, batch=8, accumulate=1, numbers=bound.numbers, checkpointing=checkpointing
+    ) + SPARE  # fmt: skip
+
+    def step(batch: Batch) -> None:
+        with checkpointed(base, checkpointing), bound.active():
+            loss_of(base, batch).mean().backward()
+
+    step(collate(rows[:1]))  # what is loaded and allocated once
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    step(collate(rows))
+    report([{"base": options.base, "dtype": base.dtype, "rows": 8, "tokens": 107, "checkpointing": checkpointing,
+             "estimated_bytes": estimate, "peak_bytes": resident("VmHWM") - before}])  # fmt: skip
+
+
+def resident(which: str) -> int:
+    """Bytes of this process, from its status."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    return 1024 * int(line.split()[1])
 
 
 def steps(options: argparse.Namespace, team: Team) -> dict[str, Any]:
@@ -185,13 +222,14 @@ def on_two_nodes(grid: Path) -> tuple[dict[str, Any], Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("memory", "processes", "sweep"))
+    parser.add_argument("what", choices=("memory", "step", "processes", "sweep"))
     parser.add_argument("where", nargs="?", choices=("here", "there"), default="here", help="sweep: where")
     parser.add_argument("--rows", type=int, default=1200, help="sweep: rows of sst2, with those held out")
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--checkpointing", action="store_true", help="step: compute layers twice")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -203,6 +241,8 @@ def main() -> None:
         sweep(options)
     elif options.what == "memory":
         memory(options)
+    elif options.what == "step":
+        step_memory(options, options.checkpointing)
     else:
         tell("one process, then two")
         processes(options)

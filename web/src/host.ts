@@ -15,6 +15,7 @@ import { readRows, typedRows, type Row } from "./rows.js";
 import { bundled, Shelf } from "./shelf.js";
 import { compare, isClosedSet, isRight } from "./statistics.js";
 import { Store, type LoggedRequest } from "./store.js";
+import { readText } from "./text.js";
 import { begin, train, type Run, type Split } from "./training.js";
 
 const RUN = "current";
@@ -106,9 +107,7 @@ export class Host {
   }
 
   private async readRows(given: Calls["readRows"]["given"]): Promise<Calls["readRows"]["answer"]> {
-    if (given.pairs) return typedRows(given.pairs);
-    const text = given.file ? await given.file.text() : given.text ?? "";
-    const found = readRows(text);
+    const found = given.pairs ? typedRows(given.pairs) : readRows(given.file ? await readText(given.file) : given.text ?? "");
     if (!this.engine) return found;
     // How long rows are can be told only with the model's own tokens.
     const room = this.engine.sizes.context - 64;

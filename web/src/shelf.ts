@@ -32,7 +32,7 @@ export async function bundled(root: URL, manifest: Manifest, name: string): Prom
   if (!answer.ok) throw new WhitError("network", `${name} could not be fetched (${answer.status}).`);
   const content = new Uint8Array(await answer.arrayBuffer());
   if ((await digest(content)) !== manifest.files[name]?.sha256) {
-    throw new WhitError("damaged", `${name} is damaged. Use “Forget everything” and load the page again.`);
+    throw new WhitError("damaged", `${name} is not the file that the page lists: the page was renewed meanwhile, or a copy is damaged. Reload; if that does not help, use “Forget everything” and load the page again.`);
   }
   return content;
 }
@@ -157,6 +157,7 @@ export class Shelf {
 
   /** Keep an adapter under a name that is free. */
   async keep(given: SavedAdapter, handle: number): Promise<AdapterInfo> {
+    await this.look(); // another tab may have taken the name
     const stem = given.name.replace(/[^\p{L}\p{N}._-]+/gu, "-").replace(/^[-.]+|[-.]+$/g, "").slice(0, 50) || "adapter";
     let name = stem;
     for (let count = 2; this.held.has(name); count++) name = `${stem}-${count}`;

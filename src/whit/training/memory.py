@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from whit.data.templates import Encoded
 
 _MARGIN = 1.2  # what the formula leaves out
-SPARE = 256_000_000  # bytes that an allocator scatters, however small the step
+SPARE = 320_000_000  # bytes that an allocator scatters, however small the step
 
 
 def step_bytes(
