@@ -102,6 +102,13 @@ def test_a_long_word_takes_no_quadratic_time(engine: Any) -> None:
     assert time.process_time() - start < 20
 
 
+def test_our_own_vocabulary() -> None:
+    from whit.bases import load_base
+
+    base = load_base("eeny", dtype="float32")
+    assert differences(Engine.open(base.path), base.tokenizer.backend_tokenizer, 3000, seed=3)[:3] == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_tens_of_thousands_of_strings_on_smollm2(smollm2: Path) -> None:

@@ -218,6 +218,7 @@ def test_a_model_that_stops_on_its_way_goes_on(bundle: Path, visit: Callable[...
             const store = await Store.open(new URL('./elsewhere/', location));
             const whole = new Uint8Array(9 << 20).map((_, at) => (at * 7) >> 3);
             const wanted = { url: new URL('./model', location), bytes: whole.length, sha256: await digest(whole) };
+            await store.put('parts', `${'0'.repeat(64)} 000000`, new Uint8Array(9));  // of a base that the page had before
             const asked = [];
             let broken = true;
             window.fetch = async (url, { headers }) => {
@@ -235,9 +236,11 @@ def test_a_model_that_stops_on_its_way_goes_on(bundle: Path, visit: Callable[...
             setTimeout(() => (broken = false), 100);
             const first = await obtain(store, wanted, () => {});
             const again = await obtain(store, wanted, () => {});
+            const parts = await store.keys('parts');
             store.close();
-            return { asked, first: first.from, again: again.from, same: again.content.every((byte, at) => byte === whole[at]) };
+            return { asked, old: parts.some((key) => key.startsWith('0')), parts: parts.length, first: first.from, again: again.from, same: again.content.every((byte, at) => byte === whole[at]) };
         }"""  # noqa: E501
     )
     assert found["asked"][:2] == ["all", f"bytes={5 << 20}-"]
+    assert found["parts"] == 3 and not found["old"]
     assert found["first"] == "network" and found["again"] == "this device" and found["same"]

@@ -79,6 +79,8 @@ export interface Trained {
 export interface AdapterInfo extends Pick<AdapterEntry, "name" | "kind" | "numbers" | "instruction" | "verdict" | "sentence"> {
   /** Whether it came with the bundle or was made or opened here. */
   from: "bundle" | "here";
+  /** Whether it will be there next time; false where this device had no room for it. */
+  kept: boolean;
   most: number | null;
 }
 

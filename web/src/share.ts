@@ -1,7 +1,7 @@
 /** The view “Share”: an adapter as a file, a text, a link or a QR code; and one opened from any of these. */
 
 import { encode, decode, MOST } from "./qr.js";
-import { announce, byId, download, el, explain, fillMenu, say, size, title, type Shell } from "./ui.js";
+import { announce, byId, download, el, explain, fillMenu, NOT_KEPT, say, size, title, type Shell } from "./ui.js";
 import type { AdapterInfo, Exported } from "./whit.js";
 
 const MOST_FILE = 64 << 20;
@@ -18,7 +18,7 @@ export function startShare(shell: Shell): void {
     const info = all.find((each) => each.name === menu.value);
     for (const id of ["share-copy", "share-link", "share-remove", "share-text-box", "share-qr-box"]) byId(id).hidden = true;
     byId<HTMLButtonElement>("share-download").disabled = !info;
-    byId("share-about").textContent = info ? info.sentence || title(info) : "There is no adapter yet. Teach one, or open one below.";
+    byId("share-about").textContent = info ? info.sentence || `${title(info)}.` : "There is no adapter yet. Teach one, or open one below.";
     shown = null;
     if (!info) return;
     byId("share-remove").hidden = info.from === "bundle";
@@ -88,7 +88,7 @@ export function startShare(shell: Shell): void {
       await shell.choose(info.name);
       menu.value = info.name;
       await refresh();
-      say("share-open-status", `“${info.name}” is here now and answers in “Try”.`);
+      say("share-open-status", `“${info.name}” is here now and answers in “Try”.${info.kept ? "" : ` ${NOT_KEPT}`}`);
     } catch (error) {
       say("share-open-status", explain(error), true);
     }

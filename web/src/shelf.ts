@@ -49,7 +49,7 @@ export class Shelf {
   async fill(): Promise<void> {
     for (const entry of this.manifest.adapters) {
       const { name, kind, numbers, instruction, verdict, sentence, most } = entry;
-      this.held.set(name, { info: { name, kind, numbers, instruction, verdict, sentence, most, from: "bundle" }, files: null, handle: null });
+      this.held.set(name, { info: { name, kind, numbers, instruction, verdict, sentence, most, from: "bundle", kept: true }, files: null, handle: null });
     }
     await this.look();
   }
@@ -60,10 +60,10 @@ export class Shelf {
     for (const kept of await this.store.all<SavedAdapter>("adapters")) {
       if (!this.manifest.base.fingerprint.startsWith(kept.base.slice(0, 16))) continue;
       saved.add(kept.name);
-      if (!this.held.has(kept.name)) this.held.set(kept.name, { info: infoOf(kept), files: kept.files, handle: null });
+      if (!this.held.has(kept.name)) this.held.set(kept.name, { info: infoOf(kept, true), files: kept.files, handle: null });
     }
     for (const [name, item] of this.held) {
-      if (item.info.from === "here" && !saved.has(name)) this.held.delete(name);
+      if (item.info.kept && item.info.from === "here" && !saved.has(name)) this.held.delete(name);
     }
   }
 
@@ -155,15 +155,15 @@ export class Shelf {
     );
   }
 
-  /** Keep an adapter under a name that is free. */
+  /** Keep an adapter under a name that is free. Where there is no room for it, it lasts as long as the tab, and says so. */
   async keep(given: SavedAdapter, handle: number): Promise<AdapterInfo> {
     await this.look(); // another tab may have taken the name
     const stem = given.name.replace(/[^\p{L}\p{N}._-]+/gu, "-").replace(/^[-.]+|[-.]+$/g, "").slice(0, 50) || "adapter";
     let name = stem;
     for (let count = 2; this.held.has(name); count++) name = `${stem}-${count}`;
     const kept = { ...given, name };
-    await this.store.put("adapters", name, kept);
-    const info = infoOf(kept);
+    const stored = await this.store.put("adapters", name, kept).then(() => true, () => false);
+    const info = infoOf(kept, stored);
     this.held.set(name, { info, files: kept.files, handle });
     return info;
   }
@@ -193,9 +193,9 @@ export function putLora(engine: Engine, lora: Lora): number {
   return handle;
 }
 
-function infoOf(kept: SavedAdapter): AdapterInfo {
+function infoOf(kept: SavedAdapter, stored: boolean): AdapterInfo {
   const { name, kind, numbers, instruction, verdict, sentence } = kept;
-  return { name, kind, numbers, instruction, verdict, sentence, most: null, from: "here" };
+  return { name, kind, numbers, instruction, verdict, sentence, most: null, from: "here", kept: stored };
 }
 
 /** What a card beside a LoRA says. It may come from anyone: only texts are taken, and shown as text. */

@@ -1,7 +1,7 @@
 /** The view “Teach”: rows in, problems shown, training with a curve, the result with its interval. */
 
 import { drawCurve } from "./chart.js";
-import { announce, byId, clock, el, explain, say, type Shell } from "./ui.js";
+import { announce, byId, clock, el, explain, NOT_KEPT, say, type Shell } from "./ui.js";
 import { WhitPageError, type Problem, type Row, type Trained, type Training, type TrainOptions, type TrainProgress } from "./whit.js";
 
 export function startTeach(shell: Shell): void {
@@ -163,7 +163,7 @@ export function startTeach(shell: Shell): void {
     byId("teach-bars").replaceChildren(bar("base", found.base), bar(trained.adapter.name, found.tuned));
     byId("teach-facts").textContent =
       `${trained.train} rows learned from, ${trained.validation} set aside to choose the best state, ${trained.test} held out. ` +
-      `${found.wins} won, ${found.losses} lost, ${found.ties} the same (p = ${found.pValue.toPrecision(2)}). ${trained.steps} steps in ${clock(trained.seconds)}.`;
+      `${found.wins} won, ${found.losses} lost, ${found.ties} the same (p = ${found.pValue.toPrecision(2)}). ${trained.steps} steps in ${clock(trained.seconds)}.${trained.adapter.kept ? "" : ` ${NOT_KEPT}`}`;
     const differ = (each: (typeof examples)[number]) => Number(each.baseRight === each.tunedRight);
     byId("teach-examples").replaceChildren(
       ...[...examples].sort((a, b) => differ(a) - differ(b)).slice(0, 50).map((each) =>

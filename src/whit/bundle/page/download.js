@@ -20,6 +20,10 @@ export async function obtain(store, wanted, progress) {
 }
 async function obtainAlone(store, wanted, progress) {
     const content = new Uint8Array(wanted.bytes);
+    // A page that was renewed with another base must not keep the old one for ever.
+    for (const old of await store.keys("parts"))
+        if (!old.startsWith(`${wanted.sha256} `))
+            await store.delete("parts", old);
     const key = (index) => `${wanted.sha256} ${String(index).padStart(6, "0")}`;
     let have = 0;
     for (let index = 0; have < wanted.bytes; index++) {

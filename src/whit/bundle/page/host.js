@@ -11,6 +11,7 @@ import { readRows, typedRows } from "./rows.js";
 import { bundled, Shelf } from "./shelf.js";
 import { compare, isClosedSet, isRight } from "./statistics.js";
 import { Store } from "./store.js";
+import { readText } from "./text.js";
 import { begin, train } from "./training.js";
 const RUN = "current";
 const SLICE = 12; // milliseconds of work between two looks at the messages
@@ -97,10 +98,7 @@ export class Host {
         return this.shelf.info(name);
     }
     async readRows(given) {
-        if (given.pairs)
-            return typedRows(given.pairs);
-        const text = given.file ? await given.file.text() : given.text ?? "";
-        const found = readRows(text);
+        const found = given.pairs ? typedRows(given.pairs) : readRows(given.file ? await readText(given.file) : given.text ?? "");
         if (!this.engine)
             return found;
         // How long rows are can be told only with the model's own tokens.

@@ -1,6 +1,6 @@
 /** The view “Share”: an adapter as a file, a text, a link or a QR code; and one opened from any of these. */
 import { encode, decode, MOST } from "./qr.js";
-import { announce, byId, download, el, explain, fillMenu, say, size, title } from "./ui.js";
+import { announce, byId, download, el, explain, fillMenu, NOT_KEPT, say, size, title } from "./ui.js";
 const MOST_FILE = 64 << 20;
 const MODULE = 8; // pixels of a QR code's module in a saved picture
 const QUIET = 4; // modules of white around it
@@ -14,7 +14,7 @@ export function startShare(shell) {
         for (const id of ["share-copy", "share-link", "share-remove", "share-text-box", "share-qr-box"])
             byId(id).hidden = true;
         byId("share-download").disabled = !info;
-        byId("share-about").textContent = info ? info.sentence || title(info) : "There is no adapter yet. Teach one, or open one below.";
+        byId("share-about").textContent = info ? info.sentence || `${title(info)}.` : "There is no adapter yet. Teach one, or open one below.";
         shown = null;
         if (!info)
             return;
@@ -90,7 +90,7 @@ export function startShare(shell) {
             await shell.choose(info.name);
             menu.value = info.name;
             await refresh();
-            say("share-open-status", `“${info.name}” is here now and answers in “Try”.`);
+            say("share-open-status", `“${info.name}” is here now and answers in “Try”.${info.kept ? "" : ` ${NOT_KEPT}`}`);
         }
         catch (error) {
             say("share-open-status", explain(error), true);

@@ -22,7 +22,7 @@ export async function bundled(root, manifest, name) {
         throw new WhitError("network", `${name} could not be fetched (${answer.status}).`);
     const content = new Uint8Array(await answer.arrayBuffer());
     if ((await digest(content)) !== manifest.files[name]?.sha256) {
-        throw new WhitError("damaged", `${name} is damaged. Use “Forget everything” and load the page again.`);
+        throw new WhitError("damaged", `${name} is not the file that the page lists: the page was renewed meanwhile, or a copy is damaged. Reload; if that does not help, use “Forget everything” and load the page again.`);
     }
     return content;
 }
@@ -43,7 +43,7 @@ export class Shelf {
     async fill() {
         for (const entry of this.manifest.adapters) {
             const { name, kind, numbers, instruction, verdict, sentence, most } = entry;
-            this.held.set(name, { info: { name, kind, numbers, instruction, verdict, sentence, most, from: "bundle" }, files: null, handle: null });
+            this.held.set(name, { info: { name, kind, numbers, instruction, verdict, sentence, most, from: "bundle", kept: true }, files: null, handle: null });
         }
         await this.look();
     }
@@ -55,10 +55,10 @@ export class Shelf {
                 continue;
             saved.add(kept.name);
             if (!this.held.has(kept.name))
-                this.held.set(kept.name, { info: infoOf(kept), files: kept.files, handle: null });
+                this.held.set(kept.name, { info: infoOf(kept, true), files: kept.files, handle: null });
         }
         for (const [name, item] of this.held) {
-            if (item.info.from === "here" && !saved.has(name))
+            if (item.info.kept && item.info.from === "here" && !saved.has(name))
                 this.held.delete(name);
         }
     }
@@ -145,15 +145,16 @@ export class Shelf {
             ...told, made: Date.now(),
         }, handle);
     }
-    /** Keep an adapter under a name that is free. */
+    /** Keep an adapter under a name that is free. Where there is no room for it, it lasts as long as the tab, and says so. */
     async keep(given, handle) {
+        await this.look(); // another tab may have taken the name
         const stem = given.name.replace(/[^\p{L}\p{N}._-]+/gu, "-").replace(/^[-.]+|[-.]+$/g, "").slice(0, 50) || "adapter";
         let name = stem;
         for (let count = 2; this.held.has(name); count++)
             name = `${stem}-${count}`;
         const kept = { ...given, name };
-        await this.store.put("adapters", name, kept);
-        const info = infoOf(kept);
+        const stored = await this.store.put("adapters", name, kept).then(() => true, () => false);
+        const info = infoOf(kept, stored);
         this.held.set(name, { info, files: kept.files, handle });
         return info;
     }
@@ -182,9 +183,9 @@ export function putLora(engine, lora) {
     engine.setNumbers(handle, lora.numbers);
     return handle;
 }
-function infoOf(kept) {
+function infoOf(kept, stored) {
     const { name, kind, numbers, instruction, verdict, sentence } = kept;
-    return { name, kind, numbers, instruction, verdict, sentence, most: null, from: "here" };
+    return { name, kind, numbers, instruction, verdict, sentence, most: null, from: "here", kept: stored };
 }
 /** What a card beside a LoRA says. It may come from anyone: only texts are taken, and shown as text. */
 function cardOf(card) {

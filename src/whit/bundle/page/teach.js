@@ -1,6 +1,6 @@
 /** The view “Teach”: rows in, problems shown, training with a curve, the result with its interval. */
 import { drawCurve } from "./chart.js";
-import { announce, byId, clock, el, explain, say } from "./ui.js";
+import { announce, byId, clock, el, explain, NOT_KEPT, say } from "./ui.js";
 import { WhitPageError } from "./whit.js";
 export function startTeach(shell) {
     const { whit } = shell;
@@ -161,7 +161,7 @@ export function startTeach(shell) {
         byId("teach-bars").replaceChildren(bar("base", found.base), bar(trained.adapter.name, found.tuned));
         byId("teach-facts").textContent =
             `${trained.train} rows learned from, ${trained.validation} set aside to choose the best state, ${trained.test} held out. ` +
-                `${found.wins} won, ${found.losses} lost, ${found.ties} the same (p = ${found.pValue.toPrecision(2)}). ${trained.steps} steps in ${clock(trained.seconds)}.`;
+                `${found.wins} won, ${found.losses} lost, ${found.ties} the same (p = ${found.pValue.toPrecision(2)}). ${trained.steps} steps in ${clock(trained.seconds)}.${trained.adapter.kept ? "" : ` ${NOT_KEPT}`}`;
         const differ = (each) => Number(each.baseRight === each.tunedRight);
         byId("teach-examples").replaceChildren(...[...examples].sort((a, b) => differ(a) - differ(b)).slice(0, 50).map((each) => el("tr", {}, el("td", {}, each.prompt), el("td", {}, each.wanted), el("td", { class: each.baseRight ? "right" : "wrong" }, `${each.baseRight ? "✓" : "✗"} ${each.base.slice(0, 200)}`), el("td", { class: each.tunedRight ? "right" : "wrong" }, `${each.tunedRight ? "✓" : "✗"} ${each.tuned.slice(0, 200)}`))));
         announce(found.sentence);

@@ -81,8 +81,13 @@ export async function train(run, adapter, around) {
     const seed = run.options.seed ?? 0;
     const parts = await split(run.rows, seed);
     const instruction = run.options.instruction ?? "";
-    const tokens = parts.train.map((row) => around.encode(row, instruction));
-    const held = parts.validation.map((row) => around.encode(row, instruction));
+    const [tokens, held] = [parts.train, parts.validation].map((rows) => rows.map((row) => around.encode(row, instruction)));
+    const tested = parts.test.map((row) => around.encode(row, instruction));
+    const places = [...parts.train, ...parts.validation, ...parts.test].map((row) => row.place);
+    const beyond = [...tokens, ...held, ...tested].flatMap(({ prompt, completion }, at) => (prompt.length + completion.length > engine.sizes.context ? [places[at]] : []));
+    if (beyond.length) {
+        throw new WhitError("data", `With the instruction, ${beyond.length} rows are longer than the ${engine.sizes.context} tokens that the model takes (${beyond.slice(0, 5).join(", ")}${beyond.length > 5 ? ", …" : ""}). Shorten the instruction, or leave these rows out.`);
+    }
     const batch = Math.min(run.options.batch ?? run.teach.batch, tokens.length);
     const rate = run.options.rate ?? run.teach.rate;
     run.steps = stepsOf(tokens.length, batch, run.options.epochs);

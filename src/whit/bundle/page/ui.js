@@ -44,10 +44,12 @@ export function clock(seconds) {
         return `${whole} s`;
     return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
 }
+/** What is to be said of an adapter that this device has no room for. */
+export const NOT_KEPT = "This device has no room to keep it: download it, or it is gone when this tab is closed.";
 /** What a menu says of an adapter. */
 export function title(info) {
     const verdict = info.verdict ? ` · ${info.verdict}` : "";
-    return `${info.name} (${info.kind}, ${info.numbers.toLocaleString("en")} numbers${verdict})`;
+    return `${info.name} (${info.kind}, ${info.numbers.toLocaleString("en")} numbers${verdict}${info.kept ? "" : " · not kept"})`;
 }
 /** Fill a menu of adapters and keep its choice. */
 export function fillMenu(menu, adapters, chosen, bare) {
