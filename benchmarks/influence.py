@@ -40,7 +40,7 @@ def flipped(rows: list[Row], share: float, seed: int) -> tuple[list[Row], set[st
 
 
 def tuned(exam: Examiner, of: Task, rows: list[Row], options: argparse.Namespace, name: str) -> Bound:
-    kind, bound = fresh(exam.base, options.kind)
+    bound, kind = fresh(exam.base, options.kind), options.kind.partition(":")[0]
     encoded, choosing = exam.encode(rows, learn=True), exam.encode(of.validation)
 
     def score() -> float:

@@ -65,7 +65,7 @@ def step_memory(options: argparse.Namespace, checkpointing: bool) -> None:
     size = int(base.model.config.vocab_size)
     ids = torch.randint(0, size, (8, 107), generator=draw).tolist()
     rows = [Encoded(Row(str(at), (), ""), each[:104], each[104:]) for at, each in enumerate(ids)]
-    _, bound = fresh(base, "xs")
+    bound = fresh(base, "xs")
     estimate = step_bytes(
         base, rows, batch=8, accumulate=1, numbers=bound.numbers, checkpointing=checkpointing
     ) + SPARE  # fmt: skip
@@ -92,8 +92,8 @@ def steps(options: argparse.Namespace, team: Team) -> dict[str, Any]:
     """Examples a second of the middle steps, and the loss at the end."""
     of = task("sst2", rows=options.steps * options.batch, validation=10, dev=1)
     exam = examiner(open_base(options.base), of, max_tokens=4)
-    kind, bound = fresh(exam.base, "xs")
-    plan = Plan(epochs=1.0, batch=options.batch, learning_rate=LEARNING_RATES[kind, "adam"], evaluations=1, patience=9)
+    bound = fresh(exam.base, "xs")
+    plan = Plan(epochs=1.0, batch=options.batch, learning_rate=LEARNING_RATES["xs", "adam"], evaluations=1, patience=9)
     ticks: list[float] = []
     losses: list[float] = []
 

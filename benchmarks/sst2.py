@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ from whit.evaluation.proof import Examiner
 from whit.evaluation.scoring import Score
 from whit.evaluation.verdict import compare
 from whit.settings import TrainSettings
+from whit.talk import Talk
 from whit.training.sft import LEARNING_RATES, Plan, Progress, train
+from whit.verbs.runs import best_or_mean
 
 TARGET = 0.86
 
 
-def fresh(base: Any, name: str) -> tuple[str, Bound]:
+def fresh(base: Any, name: str) -> Bound:
     name, _, where = name.partition("@")
     targets = all_targets(module for module, _ in base.model.named_modules())
     if where:
@@ -42,15 +45,15 @@ def fresh(base: Any, name: str) -> tuple[str, Bound]:
     indices = [target.index for target in targets]
     kind, _, size = name.partition(":")
     if kind == "lora":
-        return kind, tune_lora(base, targets, rank=int(size or 8), alpha=16.0, dropout=0.0, seed=0)
+        return tune_lora(base, targets, rank=int(size or 8), alpha=16.0, dropout=0.0, seed=0)
     if kind == "xs":
-        return kind, tune_vector(base, xs_spec(indices, int(size or 2)))
+        return tune_vector(base, xs_spec(indices, int(size or 2)))
     numbers, _, groups = size.partition("/")
-    return kind, tune_vector(base, tiny_spec(indices, int(numbers), groups=int(groups) if groups else None))
+    return tune_vector(base, tiny_spec(indices, int(numbers), groups=int(groups) if groups else None))
 
 
 def run_whit(name: str, of: Task, exam: Examiner, options: argparse.Namespace) -> tuple[dict[str, Any], list[Score]]:
-    kind, bound = fresh(exam.base, name)
+    kind = name.partition("@")[0].partition(":")[0]
     encoded = exam.encode(of.train, learn=True)
     watch_rows = exam.encode(of.validation)
     spent = {"evaluation": 0.0}
@@ -58,7 +61,7 @@ def run_whit(name: str, of: Task, exam: Examiner, options: argparse.Namespace) -
     state: dict[str, float] = {}
     began = time.monotonic()
 
-    def score() -> float:
+    def score(bound: Bound) -> float:
         started = time.monotonic()
         values = exam.score(exam.answer(watch_rows, bound), of.validation)
         spent["evaluation"] += time.monotonic() - started
@@ -74,11 +77,19 @@ def run_whit(name: str, of: Task, exam: Examiner, options: argparse.Namespace) -
 
     rate = options.rate or LEARNING_RATES[kind, options.optimizer]
     epochs = options.lora_epochs if kind == "lora" else options.epochs
-    plan = Plan(
-        epochs=epochs, batch=options.batch, learning_rate=rate, optimizer=options.optimizer,
-        evaluations=options.evaluations, patience=99, seed=options.seed,
-    )  # fmt: skip
-    done = train(exam.base, bound, encoded, plan, score, watch=watch)
+    every = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        plan = Plan(
+            epochs=epochs, batch=options.batch, learning_rate=rate, optimizer=options.optimizer,
+            evaluations=options.evaluations, patience=99, seed=seed,
+        )  # fmt: skip
+        bound = fresh(exam.base, name)
+        every.append(train(exam.base, bound, encoded, plan, partial(score, bound), watch=watch))
+        bound.detach()
+    # As `whit train --seeds` keeps it; the seconds are those of all seeds.
+    done = best_or_mean(every, partial(fresh, exam.base, name), score, Talk())
+    bound = fresh(exam.base, name)
+    bound.load(done.adapter)
     held = exam.system(name, "adapter", of.dev, bound=bound)
     numbers, payload = bound.numbers, done.adapter.payload_bytes
     bound.detach()
@@ -86,8 +97,10 @@ def run_whit(name: str, of: Task, exam: Examiner, options: argparse.Namespace) -
     row = {
         "system": name, "numbers": numbers, "payload_bytes": payload, "optimizer": options.optimizer, "rate": rate,
         "dev_accuracy": round(mean(held), 4), "dev_rows": len(of.dev), "best_step": done.best.step, "steps": done.steps,
+        "seeds": options.seeds, "mean_of": done.mean_of,
         "seconds_of_training": round(curve[-1][0], 1), "seconds_to_0.86": reached and round(reached, 1),
-        "tokens_per_second": round(done.tokens / curve[-1][0]),
+        # A prefix that rows share counts once for each row, though it is computed once a step.
+        "tokens_per_second": round(sum(each.tokens for each in every) / curve[-1][0]),
         "curve": [(round(seconds, 1), round(accuracy, 4)) for seconds, accuracy in curve],
     }  # fmt: skip
     return row, list(held.scores)
@@ -185,6 +198,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=TrainSettings.batch)
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1, help="of whit's: the best on validation, or their mean")
     parser.add_argument("--scores", type=Path, help="keep each dev row's score in this file; compare with those in it")
     options = parser.parse_args()
     of = task("sst2", rows=options.rows, validation=options.validation, dev=options.dev)

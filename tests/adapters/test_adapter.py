@@ -12,6 +12,7 @@ import pytest
 
 from whit.adapters.adapter import FILE_NAME, Adapter
 from whit.adapters.basis import Basis, compute_basis
+from whit.adapters.compact import round_to
 from whit.adapters.tunable import bind
 from whit.adapters.vector import VectorSpec
 from whit.bases import Base
@@ -27,6 +28,25 @@ def _same(one: Adapter, other: Adapter) -> bool:
     return (one.spec, one.number_type, one.layers) == (other.spec, other.number_type, other.layers) and np.array_equal(
         one.vector, other.vector
     )
+
+
+def test_the_mean_of_vectors(make: Make, specs: dict[str, VectorSpec]) -> None:
+    adapters = [
+        replace(make(specs["xs"]), vector=np.full(specs["xs"].numbers, value, np.float32)) for value in (1, 2, 6)
+    ]
+    mean = Adapter.mean(adapters)
+    assert mean is not None and mean.vector is not None and np.array_equal(mean.vector, np.full_like(mean.vector, 3))
+    assert _same(Adapter.from_bytes(mean.to_bytes()), mean)
+    third = Adapter.mean([adapters[0], adapters[0], adapters[1]])
+    assert third is not None and third.vector is not None
+    assert np.array_equal(third.vector, round_to(third.vector, third.number_type)), "rounded as it will be stored"
+
+
+def test_what_differs_has_no_mean(make: Make, specs: dict[str, VectorSpec]) -> None:
+    one = make(specs["xs"])
+    assert Adapter.mean([one, make(specs["tied"])]) is None
+    assert Adapter.mean([one, replace(one, basis="0" * 64)]) is None
+    assert Adapter.mean([replace(one, vector=None)]) is None
 
 
 def test_saved_and_loaded(tmp_path: Path, make: Make, specs: dict[str, VectorSpec]) -> None:

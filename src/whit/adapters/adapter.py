@@ -7,7 +7,8 @@ Promises that an adapter of another base or basis is refused with the reason. Kn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,22 @@ class Adapter:
         layers = int(base.model.config.num_hidden_layers)
         held = compact.round_to(vector, number_type)
         return cls("sparse", base.fingerprint, "", None, held, number_type, layers, sparse=spec)
+
+    @classmethod
+    def mean(cls, adapters: Sequence[Adapter]) -> Adapter | None:
+        """The mean of vector adapters of one shape along one basis (arXiv 2203.05482), or None where they are not.
+
+        Adapters that were trained from the same start on the same rows in another order differ by the noise of their
+        gradients, which a mean has less of.
+        """
+        first = adapters[0]
+        vectors = [adapter.vector for adapter in adapters]
+        shapes = {(adapter.kind, adapter.spec, adapter.sparse, adapter.base, adapter.basis) for adapter in adapters}
+        if len(shapes) > 1 or any(vector is None for vector in vectors):
+            return None
+        total = np.stack([vector for vector in vectors if vector is not None]).astype(np.float64).sum(axis=0)
+        mean = (total / len(adapters)).astype(np.float32)
+        return replace(first, vector=compact.round_to(mean, first.number_type))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Adapter:

@@ -65,7 +65,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome: the best adapter on validation, the curve, and what it cost."""
+    """The outcome: the best adapter on validation, the curve, and what it cost.
+
+    `mean_of` is above 1 where the adapter is the mean of so many seeds'; curve and cost are then the best one's.
+    """
 
     adapter: Adapter
     curve: tuple[Point, ...]
@@ -74,6 +77,7 @@ class Trained:
     seconds: float
     tokens: int
     stopped_early: bool
+    mean_of: int = 1
 
 
 class Loop(ABC):

@@ -316,17 +316,20 @@ def _train(
     validation = list(split.validation[: plain.validation_rows])
     choosing = examiner.encode(validation)
 
-    def one(bound: Bound, plan: Plan, name: str) -> Trained:
-        def score() -> float:
-            found = examiner.score(examiner.answer(choosing, bound), validation)
-            return sum(item.value for item in found) / len(found)
+    def score(bound: Bound) -> float:
+        found = examiner.score(examiner.answer(choosing, bound), validation)
+        return sum(item.value for item in found) / len(found)
 
+    def one(bound: Bound, plan: Plan, name: str) -> Trained:
         def watch(progress: Progress) -> None:
             held = "" if progress.score is None else f"  agreement {100 * progress.score:.1f}"
             talk.progress(name, progress.step, progress.steps, progress.seconds, f"loss {progress.loss:.3f}{held}")
 
         if told is None:
-            return train(examiner.base, bound, encoded, plan, score, watch=watch)
-        return distil(examiner.base, bound, encoded, told, plan, score, watch=watch)
+            return train(examiner.base, bound, encoded, plan, lambda: score(bound), watch=watch)
+        return distil(examiner.base, bound, encoded, told, plan, lambda: score(bound), watch=watch)
 
-    return runs.best_of_seeds(plain, plan, fresh, one, lambda trained: trained, talk)
+    def keep(every: Sequence[Trained]) -> Trained:
+        return runs.best_or_mean(every, lambda: fresh(plain.seed), score, talk)
+
+    return runs.best_of_seeds(plain, plan, fresh, one, lambda trained: trained, talk, keep=keep)

@@ -240,8 +240,9 @@ def _remarks(trained: Trained, seeds: dict[int, float]) -> list[str]:
         said.append("No step of training scored better on validation than the untrained start, which is what was kept.")
     if len(seeds) > 1:
         low, high = min(seeds.values()), max(seeds.values())
+        kept = "the mean of their adapters" if trained.mean_of > 1 else "the best"
         said.append(
-            f"{len(seeds)} seeds scored from {100 * low:.1f} to {100 * high:.1f} on validation; the best was kept."
+            f"{len(seeds)} seeds scored from {100 * low:.1f} to {100 * high:.1f} on validation; {kept} was kept."
         )
     scores = [point.score for point in trained.curve]
     if trained.curve[-1].step > trained.best.step and scores[-1] < trained.best.score - 0.02:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -123,33 +123,59 @@ def best_of_seeds(
     one: Callable[[Bound, P, str], R],
     trained: Callable[[R], Trained],
     talk: Talk,
+    *,
+    keep: Callable[[Sequence[R]], R] | None = None,
 ) -> tuple[R, dict[int, float]]:
-    """Train every seed by `one`; what scores best on validation, and every seed's score.
+    """Train every seed by `one`; what scores best on validation (or what `keep` makes of them), and every seed's score.
 
     `one` is given a fresh adapter, the seed's plan and what to call the run; `trained` looks into what it gives.
     """
     from whit.training.loop import with_seed
 
-    best: R | None = None
+    every: list[R] = []
     scores: dict[int, float] = {}
     for seed in range(settings.seed, settings.seed + settings.seeds):
         name = "training" if settings.seeds == 1 else f"seed {seed}"
         bound = fresh(seed)
         try:
-            found = one(bound, with_seed(plan, seed), name)
+            every.append(one(bound, with_seed(plan, seed), name))
         finally:
             bound.detach()
-        about = trained(found)
+        about = trained(every[-1])
         scores[seed] = about.best.score
         early = ", stopped early" if about.stopped_early else ""
         talk.say(
             f"{name}: best {100 * about.best.score:.1f} on validation at step {about.best.step} "
             f"({clock(about.seconds)}{early})"
         )
-        if best is None or about.best.score > trained(best).best.score:
-            best = found
-    assert best is not None
-    return best, scores
+    if keep is not None:
+        return keep(every), scores
+    return max(every, key=lambda found: trained(found).best.score), scores
+
+
+def best_or_mean(
+    every: Sequence[Trained], fresh: Callable[[], Bound], score: Callable[[Bound], float], talk: Talk
+) -> Trained:
+    """The best of several seeds, or the mean of their adapters where that scores no worse on validation.
+
+    `fresh` makes an adapter to try the mean in. Adapters that have no mean (`lora`) are as if there were none.
+    """
+    from whit.adapters.adapter import Adapter
+
+    best = max(every, key=lambda trained: trained.best.score)
+    mean = Adapter.mean([trained.adapter for trained in every]) if len(every) > 1 else None
+    if mean is None:
+        return best
+    bound = fresh()
+    try:
+        bound.load(mean)
+        found = score(bound)
+    finally:
+        bound.detach()
+    talk.say(f"the mean of {len(every)} seeds: {100 * found:.1f} on validation")
+    if found < best.best.score:
+        return best
+    return replace(best, adapter=mean, best=replace(best.best, score=found), mean_of=len(every))
 
 
 def chosen_places(

@@ -365,7 +365,7 @@ def train_seeds(
     talk: Talk,
     team: Team | None = None,
 ) -> tuple[Trained, dict[int, float]]:
-    """Train every seed, alone or as a `team`; the one that scores best on validation, and every seed's score."""
+    """Train every seed, alone or as a `team`; the best on validation or the seeds' mean, and every seed's score."""
     from whit.training.parallel import Team, train_together
     from whit.training.sft import Progress, train
 
@@ -373,23 +373,26 @@ def train_seeds(
     choosing = examiner.encode(validation)
     team = team or Team()
 
-    def one(bound: Bound, plan: Plan, name: str) -> Trained:
+    def score(bound: Bound) -> float:
         def scores(places: Sequence[int]) -> list[float]:
             answers = examiner.answer([choosing[at] for at in places], bound)
             return [found.value for found in examiner.score(answers, [validation[at] for at in places])]
 
-        def score() -> float:
-            return team.mean_score(len(validation), scores)
+        return team.mean_score(len(validation), scores)
 
+    def one(bound: Bound, plan: Plan, name: str) -> Trained:
         def watch(progress: Progress) -> None:
             held = "" if progress.score is None else f"  validation {100 * progress.score:.1f}"
             talk.progress(name, progress.step, progress.steps, progress.seconds, f"loss {progress.loss:.3f}{held}")
 
         if team.size > 1:
-            return train_together(examiner.base, bound, encoded, plan, score, team, watch=watch)
-        return train(examiner.base, bound, encoded, plan, score, watch=watch)
+            return train_together(examiner.base, bound, encoded, plan, lambda: score(bound), team, watch=watch)
+        return train(examiner.base, bound, encoded, plan, lambda: score(bound), watch=watch)
 
-    return runs.best_of_seeds(settings, plan, fresh, one, lambda trained: trained, talk)
+    def keep(every: Sequence[Trained]) -> Trained:
+        return runs.best_or_mean(every, lambda: fresh(settings.seed), score, talk)
+
+    return runs.best_of_seeds(settings, plan, fresh, one, lambda trained: trained, talk, keep=keep)
 
 
 def summary(card: Any, folder: Path) -> str:
