@@ -145,6 +145,27 @@ def test_prompts_agree(site: Site, visit: Callable[..., Any], eeny: Any) -> None
         assert found == eeny.template.render(said, instruction=instruction or None)
 
 
+def test_the_example_in_the_docs_has_the_types_that_are_shipped(tmp_path: Path) -> None:
+    own = ROOT / "web" / "node_modules" / ".bin" / "tsc"
+    tsc = str(own) if own.exists() else shutil.which("tsc")
+    if not tsc:
+        pytest.skip("no TypeScript here: npm ci in web/")
+    example = (ROOT / "docs" / "browser.md").read_text("utf-8").split("```js\n")[1].split("```")[0]
+    assert len(example.splitlines()) == 5
+    (tmp_path / "page").mkdir()
+    for path in (ROOT / "src" / "whit" / "bundle" / "page").glob("*.d.ts"):
+        shutil.copy(path, tmp_path / "page")
+    given = (
+        "declare function show(text: string): void;\ndeclare const rows: { prompt: string; completion: string }[];\n"
+    )
+    (tmp_path / "mine.ts").write_text(given + example + "show(result.sentence);\n", "utf-8")
+    flags = ("--noEmit", "--strict", "--target", "es2022", "--module", "es2022", "--moduleResolution", "bundler")
+    done = subprocess.run([tsc, *flags, "--types", "", "mine.ts"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    (tmp_path / "mine.ts").write_text(given + example.replace("prompt", "promt") + "show(result.sentense);\n", "utf-8")
+    assert subprocess.run([tsc, *flags, "--types", "", "mine.ts"], cwd=tmp_path, capture_output=True).returncode
+
+
 def test_the_page_is_built_from_its_sources() -> None:
     if not (ROOT / "web" / "node_modules").is_dir() and not shutil.which("tsc"):
         pytest.skip("no TypeScript here: npm ci in web/")

@@ -35,14 +35,25 @@ function tabs(): void {
   });
 }
 
+/** Rejects where the service worker cannot be installed: then it is never ready, and nothing else would say so. */
+function failing({ installing, active }: ServiceWorkerRegistration): Promise<never> {
+  return new Promise((_, reject) => {
+    const look = () => {
+      if (installing?.state === "redundant" && !active) reject(new Error("this device could not keep all of the page; it may have too little room"));
+    };
+    installing?.addEventListener("statechange", look);
+    look();
+  });
+}
+
 async function offline(): Promise<void> {
   if (!("serviceWorker" in navigator)) {
     byId("offline").textContent = "needs the network: this browser keeps no pages here (open it on https or localhost)";
     return;
   }
   try {
-    await navigator.serviceWorker.register("./sw.js", { scope: "./" });
-    await navigator.serviceWorker.ready;
+    const made = await navigator.serviceWorker.register("./sw.js", { scope: "./" });
+    await Promise.race([navigator.serviceWorker.ready, failing(made)]);
     byId("offline").textContent = "works offline";
     document.documentElement.dataset["offline"] = "ready";
   } catch (error) {
