@@ -108,9 +108,7 @@ class TrainSettings(DataColumns):
     validation_rows: int = option(200, "At most this many validation rows are answered each time.", least=1)
     patience: int = option(4, "Stop after this many evaluations without a better score.", least=1)
     seeds: int = option(
-        1,
-        "Train this many times from different seeds; kept is the best on validation, or their mean if no worse (not of lora).",
-        least=1,
+        1, "Train so many times from different seeds; keep the best on validation or, if no worse, their mean.", least=1
     )
     seed: int = option(0, "Seed of the split, the order of rows and the starting point.", least=0)
     shots: tuple[int, ...] = option(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,9 +64,7 @@ def test_teach_cut_short_go_on_export_import(site: Site, visit: Callable[..., An
     with page.expect_download() as loading:
         page.click("#share-download")
     loading.value.save_as(tmp_path / "sorter.zip")
-    with zipfile.ZipFile(tmp_path / "sorter.zip") as packed:
-        packed.extractall(tmp_path)
-    held = Adapter.load(tmp_path / "sorter")
+    held = Adapter.load(tmp_path / "sorter.zip")
     assert held.kind == "lora" and held.base == eeny.fingerprint
     prompts = ["I saw a cat, number 500.", "I saw a lamp, number 501.", "I saw a horse, number 502."]
     inside = page.evaluate(

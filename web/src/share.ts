@@ -28,7 +28,7 @@ export function startShare(shell: Shell): void {
       say("share-status", explain(error), true);
       return;
     }
-    byId("share-about").textContent += ` The file has ${size(shown.content.length)}${shown.text ? "" : "; unzip it, and whit and PEFT read the folder"}.`;
+    byId("share-about").textContent += ` The file has ${size(shown.content.length)}${shown.text ? "" : "; whit reads it as it is, PEFT once it is unzipped"}.`;
     const text = shown.text;
     if (text === null) return;
     byId("share-copy").hidden = byId("share-link").hidden = byId("share-text-box").hidden = false;

@@ -19,6 +19,7 @@ from whit.adapters import compact
 from whit.adapters.learned import look_beside
 from whit.adapters.sparse import SparseSpec, encode
 from whit.adapters.vector import VectorSpec
+from whit.adapters.zipped import is_zip, unzipped
 from whit.errors import AdapterError, DamagedAdapter, WrongBase, WrongBasis
 from whit.files import atomic_write
 
@@ -106,7 +107,7 @@ class Adapter:
 
     @classmethod
     def load(cls, where: str | Path) -> Adapter:
-        """Read a compact file, a folder that holds one or a PEFT LoRA, or a text form.
+        """Read a compact file, a folder that holds one or a PEFT LoRA, a zip of such a folder, or a text form.
 
         Raises `AdapterError` where there is none and `DamagedAdapter` where it cannot be read.
         """
@@ -117,6 +118,9 @@ class Adapter:
             raise DamagedAdapter(
                 f"{path}: pickled files can run code when read and are refused; convert it to safetensors"
             )
+        if is_zip(path):
+            with unzipped(path) as folder:
+                return cls._from_folder(folder)
         look_beside(path if path.is_dir() else path.parent)
         if path.is_dir():
             return cls._from_folder(path)

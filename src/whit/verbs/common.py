@@ -66,7 +66,7 @@ def open_specialist(where: str) -> Specialist:
         return _from_store(store, name)
     from whit.adapters.adapter import Adapter
     from whit.adapters.compact import TEXT_PREFIX
-    from whit.evaluation.card import load_card
+    from whit.adapters.zipped import is_zip, unzipped
 
     try:
         adapter = Adapter.load(where)
@@ -77,11 +77,22 @@ def open_specialist(where: str) -> Specialist:
     if where.startswith(TEXT_PREFIX):
         return Specialist(adapter, None, None)
     path = Path(where)
+    if is_zip(path):
+        with unzipped(path) as inside:
+            return Specialist(adapter, _card_in(inside, adapter), None)
     folder = path if path.is_dir() else path.parent
+    card = _card_in(folder, adapter)
+    return Specialist(adapter, card, folder if path.is_dir() or card is not None else None)
+
+
+def _card_in(folder: Path, adapter: Adapter) -> Card | None:
+    """The card in the adapter's folder; one that lies beside another adapter's file says nothing of this one."""
+    from whit.evaluation.card import load_card
+
     card = load_card(folder / CARD_NAME) if (folder / CARD_NAME).is_file() else None
     if card is not None and adapter.base and not card.base_fingerprint.startswith(adapter.base[:16]):
-        card = None  # a card that lies beside another adapter's file says nothing of this one
-    return Specialist(adapter, card, folder if path.is_dir() or card is not None else None)
+        return None
+    return card
 
 
 def in_store(where: str) -> bool:
