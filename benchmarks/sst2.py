@@ -27,7 +27,6 @@ from whit.adapters.vector import tiny_spec, xs_spec
 from whit.evaluation.proof import Examiner
 from whit.evaluation.scoring import Score
 from whit.evaluation.verdict import compare
-from whit.settings import TrainSettings
 from whit.talk import Talk
 from whit.training.sft import LEARNING_RATES, Plan, Progress, train
 from whit.verbs.runs import best_or_mean
@@ -195,7 +194,7 @@ def main() -> None:
     parser.add_argument("--trl-epochs", type=float, default=1.0)
     parser.add_argument("--evaluations", type=int, default=8)
     parser.add_argument("--rate", type=float)
-    parser.add_argument("--batch", type=int, default=TrainSettings.batch)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1, help="of whit's: the best on validation, or their mean")

@@ -17,7 +17,6 @@ from common import INSTRUCTIONS, data_folder, report, sample, tell
 
 import whit
 from whit.data.rows import read_rows
-from whit.settings import TrainSettings
 from whit.talk import Talk, clock
 
 
@@ -38,7 +37,7 @@ def main() -> None:
     parser.add_argument("--kind")
     parser.add_argument("--rank", type=int)
     parser.add_argument("--epochs", type=float)
-    parser.add_argument("--batch", type=int, default=TrainSettings.batch)
+    parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--rate", type=float)
     options = parser.parse_args()
     for name in options.tasks:

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from whit.adapters.philox import philox_uniform
@@ -17,6 +17,7 @@ from whit.errors import UsageError
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 3), st.integers(0, 700), st.one_of(st.none(), st.integers(1, 70)))
+@example(1, 1, 0, 1)
 def test_exactly_the_numbers_asked_for_or_near_budgets(
     modules: int, rank: int, numbers: int, groups: int | None
 ) -> None:

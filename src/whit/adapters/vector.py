@@ -99,7 +99,8 @@ def tiny_spec(
     modules, square = len(targets), rank * rank
     choices = [groups] if groups else _groupings(numbers, modules, square)
     for choice in choices:
-        if choice <= modules and numbers % choice == 0 and numbers // choice <= (modules // choice) * square:
+        fits = choice <= modules and numbers % choice == 0 and numbers // choice <= (modules // choice) * square
+        if numbers > 0 and fits:
             return VectorSpec("tiny", rank, numbers, choice, tuple(targets), seed)
     near = nearest_budgets(numbers, modules, square, groups)
     raise UsageError(

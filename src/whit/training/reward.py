@@ -20,6 +20,7 @@ from whit.rewards.reward import Grade, Reward
 from whit.training.loop import Loop, Pace, Trained, under
 from whit.training.rollouts import Rollout
 
+PROMPTS = 4  # in a step, where nobody says otherwise
 _PATIENT = 20  # steps in which no answer was better than another, from the first one on, before that ends the run
 
 

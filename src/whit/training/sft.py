@@ -38,6 +38,21 @@ LEARNING_RATES = {
     ("xs", "natural"): 0.1,
     ("tiny", "natural"): 0.1,
 }
+#: A base below so many parameters is small: a step of few rows is mostly overhead there, and LoRA wants a higher rate.
+SMALL = 20_000_000
+SMALL_LORA_RATE = 5e-3
+
+
+def default_batch(base: Base) -> int:
+    """Rows in a step of supervised training, where nobody says otherwise."""
+    return 16 if base.parameters < SMALL else 4
+
+
+def default_rate(base: Base, kind: str, optimizer: str) -> float | None:
+    """The peak rate of supervised training, where nobody says otherwise; None where the two do not go together."""
+    if (kind, optimizer) == ("lora", "adam") and base.parameters < SMALL:
+        return SMALL_LORA_RATE
+    return LEARNING_RATES.get((kind, optimizer))
 
 
 @dataclass(frozen=True, kw_only=True)

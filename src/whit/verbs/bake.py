@@ -56,6 +56,7 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
         raise UsageError("--teacher-url needs the model to ask: add --teacher-model NAME")
     plain = as_training(settings)
     start = runs.start(plain, talk, split=lambda plain, talk: read_inputs(settings, plain, talk))
+    plain = start.settings
     before = tokens_before(guide, examples, start.base)
     _require_fits(settings, before, start.base)
     run = hashlib.sha256(
@@ -90,7 +91,7 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     first = compare_first(examiner, gold, gold_split, answers, talk)
     encoded = examiner.encode(taught.train, learn=True)
     fresh, numbers, kind, payload = shape_of(plain, start.base)
-    plan = plan_of(plain, kind, len(encoded), start.run, start.state)
+    plan = plan_of(plain, kind, start.base, len(encoded), start.run, start.state)
     start.size(talk, kind, numbers, payload)
     told = None if settings.teacher_url else _distributions(settings, teach, taught.train, start.state, start.run, talk)
     require_memory(plain, start.base, encoded, plan, numbers, talk)

@@ -276,7 +276,7 @@ def _retrain(
 
     fresh, _, kind, _ = shape_of(settings, examiner.base)
     encoded = examiner.encode(split.train, learn=True)
-    plan = replace(plan_of(settings, kind, len(encoded), "", Path()), checkpoint=None)
+    plan = replace(plan_of(settings, kind, examiner.base, len(encoded), "", Path()), checkpoint=None)
     trained, _ = train_seeds(settings, examiner, fresh, encoded, split, plan, talk)
     with common.bound_to(examiner.base, trained.adapter, check=False) as bound:
         after = _scores(examiner, split.test, bound, talk)

@@ -79,6 +79,7 @@ def train_auto(settings: TrainSettings, *, talk: Talk | None = None) -> AutoResu
     _refuse(settings)
     settings = by_reward.prepared(settings) if settings.reward else settings
     start = runs.start(settings, talk, split=by_reward.split_of if settings.reward else None)
+    settings = start.settings
     runs.make_folder(start.state)
     trainer = _Trainer(start, talk)
     try:
@@ -186,7 +187,7 @@ class _Trainer:
             )
             trained = found.trained
         else:
-            supervised_plan = supervised.plan_of(settings, kind, rows, run, self.state)
+            supervised_plan = supervised.plan_of(settings, kind, self.base, rows, run, self.state)
             short = replace(supervised_plan, epochs=supervised_plan.epochs * share, checkpoint=checkpoint)
             trained, seeds = supervised.train_seeds(
                 settings, self.examiner, fresh, self.encoded, self.split, short, self.talk

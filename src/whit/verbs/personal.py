@@ -139,7 +139,8 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
         rate = settings.learning_rate or 1e-2
         plan = PersonalPlan(
             basis_epochs=epochs if settings.learn_basis else 0.0, shared_epochs=epochs, epochs=epochs,
-            batch=settings.batch, learning_rate=rate, personal_rate=rate, warmup=settings.warmup, seed=settings.seed,
+            batch=settings.batch or 4, learning_rate=rate, personal_rate=rate, warmup=settings.warmup,
+            seed=settings.seed,
         )  # fmt: skip
         found = train(
             base, bound, examiner.encode(rows, learn=True), [user for user, _ in learn],

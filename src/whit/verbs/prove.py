@@ -195,7 +195,7 @@ def _card(
         cost=Cost(
             seconds=trained.seconds,
             steps=trained.steps,
-            rows_seen=trained.steps * settings.batch,
+            rows_seen=trained.steps * (settings.batch or 1),
             tokens=trained.tokens,
             device=str(base.model.device),
             threads=torch.get_num_threads(),

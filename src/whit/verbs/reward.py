@@ -63,7 +63,7 @@ def train_reward(settings: TrainSettings, *, talk: Talk | None = None) -> Reward
     talk = talk or Talk(quiet=True)
     settings = prepared(settings)
     start = runs.start(settings, talk, split=split_of)
-    base, split = start.base, start.split
+    settings, base, split = start.settings, start.base, start.split
     examiner, reward, encoded = examine(settings, split, base)
     try:
         choose = choosing(settings, start, examiner, reward, encoded, talk)
@@ -190,7 +190,7 @@ def plan_of(settings: TrainSettings, kind: str, rows: int, most: int, run: str, 
     from whit.training.batching import steps_in
     from whit.training.evolution import LEARNING_RATE
     from whit.training.grpo import LEARNING_RATES
-    from whit.training.reward import RewardPlan
+    from whit.training.reward import PROMPTS, RewardPlan
 
     evolves = settings.optimizer in ("es", "cma")
     if evolves and kind == "lora":
@@ -202,9 +202,10 @@ def plan_of(settings: TrainSettings, kind: str, rows: int, most: int, run: str, 
     rate = settings.learning_rate or (LEARNING_RATE if evolves else LEARNING_RATES[kind])
     if rate < 0:
         raise UsageError(f"--learning-rate {rate:g}: must be above 0")
+    batch = settings.batch or PROMPTS
     return RewardPlan(
-        steps=steps_in(rows, settings.batch, epochs_of(settings, rows)),
-        batch=settings.batch,
+        steps=steps_in(rows, batch, epochs_of(settings, rows)),
+        batch=batch,
         learning_rate=rate,
         most=most,
         optimizer=settings.optimizer,

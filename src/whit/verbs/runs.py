@@ -105,13 +105,20 @@ def start(
     split: Callable[[TrainSettings, Talk], Split] | None = None,
     load: Callable[[], Base] | None = None,
 ) -> Start:
-    """Read and split the rows, then load the base. Raises `UsageError`, `DataError`, `BaseError`."""
+    """Read and split the rows, then load the base. Raises `UsageError`, `DataError`, `BaseError`.
+
+    Its settings are those given, with what they leave to the base.
+    """
+    from whit.training.reward import PROMPTS
+    from whit.training.sft import default_batch
+
     folder = out_folder(settings)
     rows = (split or read_and_split)(settings, talk)
     plainly = functools.partial(
         common.open_base, settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk
     )  # fmt: skip
     base = (load or plainly)()
+    settings = replace(settings, batch=settings.batch or (PROMPTS if settings.reward else default_batch(base)))
     run = run_key(settings, rows, base)
     return Start(settings, folder, rows, base, run, state_folder(folder, settings, run))
 

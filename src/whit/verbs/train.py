@@ -89,10 +89,10 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
             team = stack.enter_context(team_for(settings))
             load = functools.partial(share_base, settings, team, talk)
         start = runs.start(settings, talk, load=load)
-        base, split = start.base, start.split
+        settings, base, split = start.settings, start.base, start.split
         examiner, encoded = examine(settings, split, base)
         fresh, numbers, kind, payload = shape_of(settings, base, choosing(settings, start, encoded, talk))
-        plan = plan_of(settings, kind, len(encoded), start.run, start.state)
+        plan = plan_of(settings, kind, base, len(encoded), start.run, start.state)
         runs.make_folder(start.state)
         start.introduce(talk)
         talk.say(f"score    {examiner.scorer.name} ({examiner.scorer.reason})")
@@ -189,9 +189,11 @@ def choosing(settings: TrainSettings, start: runs.Start, encoded: Sequence[Encod
 
     def losses() -> list[Callable[[], torch.Tensor]]:
         from whit.training.batching import collate, order
+        from whit.training.sft import default_batch
 
         lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in encoded]
-        steps = order(lengths, settings.batch, seed=settings.seed, epoch=0)[: -(-runs.CALIBRATION // settings.batch)]
+        batch = settings.batch or default_batch(start.base)
+        steps = order(lengths, batch, seed=settings.seed, epoch=0)[: -(-runs.CALIBRATION // batch)]
         batches = [collate([encoded[place] for place in places]) for places in steps]
         return [functools.partial(mean_loss, batch) for batch in batches]
 
@@ -201,7 +203,7 @@ def choosing(settings: TrainSettings, start: runs.Start, encoded: Sequence[Encod
         return loss_of(start.base, batch).mean()
 
     def choose(targets: Sequence[Target], numbers: int) -> SparseSpec:
-        return runs.chosen_places(start, targets, numbers, losses, rate_of(settings, "sparse"), talk)
+        return runs.chosen_places(start, targets, numbers, losses, rate_of(settings, "sparse", start.base), talk)
 
     return choose
 
@@ -281,8 +283,10 @@ def sparse_bytes(settings: TrainSettings, base: Base, targets: Sequence[Target],
 
 
 def default_kind(base: Base) -> str:
-    """`lora` for bases under 20 M parameters, which have too few directions for `xs`; `xs` for others."""
-    return "lora" if base.parameters < 20_000_000 else "xs"
+    """`lora` for small bases, which have too few directions for `xs`; `xs` for others."""
+    from whit.training.sft import SMALL
+
+    return "lora" if base.parameters < SMALL else "xs"
 
 
 def epochs_of(settings: TrainSettings, rows: int) -> float:
@@ -290,14 +294,14 @@ def epochs_of(settings: TrainSettings, rows: int) -> float:
     return settings.epochs or min(12.0, max(1.0, _ROWS_SEEN / rows))
 
 
-def plan_of(settings: TrainSettings, kind: str, rows: int, run: str, state: Path) -> Plan:
+def plan_of(settings: TrainSettings, kind: str, base: Base, rows: int, run: str, state: Path) -> Plan:
     """How supervised training goes for these settings. Raises `UsageError`."""
-    from whit.training.sft import Plan
+    from whit.training.sft import Plan, default_batch
 
     return Plan(
         epochs=epochs_of(settings, rows),
-        batch=settings.batch,
-        learning_rate=rate_of(settings, kind),
+        batch=settings.batch or default_batch(base),
+        learning_rate=rate_of(settings, kind, base),
         accumulate=settings.accumulate,
         warmup=settings.warmup,
         optimizer=settings.optimizer,
@@ -309,11 +313,11 @@ def plan_of(settings: TrainSettings, kind: str, rows: int, run: str, state: Path
     )
 
 
-def rate_of(settings: TrainSettings, kind: str) -> float:
+def rate_of(settings: TrainSettings, kind: str, base: Base) -> float:
     """The peak rate of supervised training. Raises `UsageError`."""
-    from whit.training.sft import LEARNING_RATES
+    from whit.training.sft import default_rate
 
-    rate = settings.learning_rate or LEARNING_RATES.get((kind, settings.optimizer))
+    rate = settings.learning_rate or default_rate(base, kind, settings.optimizer)
     if rate is not None and rate < 0:
         raise UsageError(f"--learning-rate {rate:g}: must be above 0")
     if rate is None:

@@ -91,7 +91,7 @@ def try_variant(name: str, settings: TrainSettings, share: float, talk: Talk) ->
     examiner, encoded = supervised.examine(settings, split, base)
     choose = supervised.choosing(settings, start, encoded, talk)
     fresh, numbers, kind, payload = supervised.shape_of(settings, base, choose)
-    whole = supervised.plan_of(settings, kind, len(encoded), f"{start.run}#{share}", start.state)
+    whole = supervised.plan_of(settings, kind, start.base, len(encoded), f"{start.run}#{share}", start.state)
     plan = replace(whole, epochs=whole.epochs * share, checkpoint=start.state / f"{round(100 * share)}.safetensors")
     runs.make_folder(start.state)
     supervised.require_memory(settings, base, encoded, plan, numbers, Talk(quiet=True))
