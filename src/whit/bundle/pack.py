@@ -161,10 +161,10 @@ def _base(base: Base) -> dict[str, Any]:
 
 
 def _teach(base: Base) -> dict[str, Any]:
-    """How the page trains: the rates are those of `whit.training.sft`, for the ranks a page can afford."""
+    """How the page trains: ranks that a tab can afford, rates a little below those of `whit.training.sft`."""
     if base.parameters < _SMALL:
         return {"kind": "lora", "rank": 4, "alpha": 8.0, "rate": 3e-3, "batch": 8}
-    return {"kind": "xs", "rank": 2, "rate": 1e-2, "batch": 4}
+    return {"kind": "xs", "rank": 2, "rate": 2.5e-2, "batch": 4}
 
 
 def _basis(base: Base, rank: int) -> tuple[Basis, bytes]:
