@@ -7,6 +7,7 @@ reported beside the clock's: on a busy machine the clock says little. Knows no f
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import subprocess
@@ -101,11 +102,11 @@ class Bench:
         shutil.copyfile(Path(__file__).with_name("tab.js"), folder / "tab.js")
 
     def bundle(self, base: str) -> Path:
-        """Serve a bundle of the bare base as /page/; with a folder to keep things in it is made there once."""
+        """Serve a bundle of the bare base as /page/; a kept one is taken if base, page and engine are the same."""
         from whit.settings import BundleSettings
         from whit.verbs.bundle import bundle
 
-        made = (self.kept or self.folder / "bundles") / base
+        made = (self.kept or self.folder / "bundles") / f"{base}-{_state(base)}"
         if not (made / "bundle.json").is_file():
             tell(f"bundle of {base}")
             made.parent.mkdir(parents=True, exist_ok=True)
@@ -159,3 +160,17 @@ def bench(kept: Path | None, peer: Path | None) -> Iterator[Bench]:
             yield made
         finally:
             made.close()
+
+
+def _state(base: str) -> str:
+    """What a bundle is made of: the base's file, the page and the engine, as a short hash."""
+    import whit
+    from whit.bases.names import resolve
+
+    package = Path(whit.__file__).parent
+    parts = [*sorted((package / "bundle" / "page").rglob("*")), *sorted((package / "engine" / "wasm").glob("*"))]
+    found = hashlib.sha256()
+    for path in (resolve(base).path, *parts):
+        if path.is_file():
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:12]

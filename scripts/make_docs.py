@@ -38,6 +38,7 @@ ABOUT = {
     "examples/tickets.jsonl": "440 support tickets with the wanted JSON, written for this project",
     "models/tokenizer.json": "the tokenizer of eeny and meeny",
     "src/whit/bases/builtin/eeny.gguf": "eeny: 1 M parameters in int8",
+    "src/whit/bases/builtin/meeny.gguf": "meeny: 5.8 M parameters, ternary",
     "src/whit/engine/wasm/SHA256SUMS": "hashes of the engine's builds",
     "src/whit/engine/wasm/relaxed.wasm": "the engine for machines with relaxed SIMD",
     "src/whit/engine/wasm/simd.wasm": "the engine for every machine with SIMD128",

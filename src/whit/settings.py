@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-DEFAULT_BASE = "smollm2"
+DEFAULT_BASE = "meeny"
 KINDS = ("xs", "tiny", "lora", "sparse", "auto")
 BY_REWARD = ("grpo", "dr-grpo", "es", "cma")
 OPTIMIZERS = ("adam", "natural", *BY_REWARD)
@@ -79,10 +79,12 @@ class TrainSettings(DataColumns):
     test_data: Path | None = option(None, "Held-out rows from a file of their own, instead of a share.")
     limit: int | None = option(None, "Use only the first N rows of the file.", least=1)
     epochs: float | None = option(
-        None, "Passes over the training rows (default: about 4,000 rows in all, 1 to 12).", least=0.01
+        None,
+        "Passes over the training rows (default: 4,000 rows in all, 1 to 12; below 20 M parameters 2,000, 4 to 12).",
+        least=0.01,
     )
     batch: int | None = option(
-        None, "Rows in a step (default: 4; 16 for bases under 20 M parameters, 4 by reward).", least=1
+        None, "Rows in a step (default: 4; 8 for bases below 20 M parameters, 16 below 2 M; by reward 4).", least=1
     )
     accumulate: int = option(1, "Parts a step is computed in, to save memory.", least=1)
     learning_rate: float | None = option(None, "Peak learning rate (default: by kind and optimiser).")

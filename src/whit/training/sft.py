@@ -38,14 +38,21 @@ LEARNING_RATES = {
     ("xs", "natural"): 0.1,
     ("tiny", "natural"): 0.1,
 }
-#: A base below so many parameters is small: a step of few rows is mostly overhead there, and LoRA wants a higher rate.
+#: A base below so many parameters is small: rows are cheap, many are needed, and LoRA wants a higher rate.
 SMALL = 20_000_000
 SMALL_LORA_RATE = 5e-3
+_OVERHEAD = 2_000_000  # parameters below which a step of 8 rows is still mostly overhead
 
 
 def default_batch(base: Base) -> int:
     """Rows in a step of supervised training, where nobody says otherwise."""
-    return 16 if base.parameters < SMALL else 4
+    return 4 if base.parameters >= SMALL else 8 if base.parameters >= _OVERHEAD else 16
+
+
+def default_epochs(base: Base, rows: int) -> float:
+    """Passes over the training rows, where nobody says otherwise."""
+    seen, least = (2000, 4.0) if base.parameters < SMALL else (4000, 1.0)
+    return min(12.0, max(least, seen / rows))
 
 
 def default_rate(base: Base, kind: str, optimizer: str) -> float | None:

@@ -195,7 +195,8 @@ class _Trainer:
         validation = list(self.split.validation[: settings.validation_rows])
         with common.bound_to(self.base, trained.adapter, check=False) as bound:
             scores = self.examiner.score(self.examiner.answer(self.examiner.encode(validation), bound), validation)
-        epochs = (by_reward if settings.reward else supervised).epochs_of(settings, rows)
+        reward = settings.reward
+        epochs = by_reward.epochs_of(settings, rows) if reward else supervised.epochs_of(settings, self.base, rows)
         spent = replace(settings, epochs=share * epochs)
         return Rung(name, spent, numbers, payload, share, trained, seeds, scores, trained.seconds)
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 #: How a sparse adapter's weights are chosen: given the targets and how many.
 Choose: TypeAlias = "Callable[[Sequence[Target], int], SparseSpec]"
-_ROWS_SEEN = 4000
 
 
 @dataclass(frozen=True)
@@ -289,9 +288,11 @@ def default_kind(base: Base) -> str:
     return "lora" if base.parameters < SMALL else "xs"
 
 
-def epochs_of(settings: TrainSettings, rows: int) -> float:
+def epochs_of(settings: TrainSettings, base: Base, rows: int) -> float:
     """Passes over the training rows."""
-    return settings.epochs or min(12.0, max(1.0, _ROWS_SEEN / rows))
+    from whit.training.sft import default_epochs
+
+    return settings.epochs or default_epochs(base, rows)
 
 
 def plan_of(settings: TrainSettings, kind: str, base: Base, rows: int, run: str, state: Path) -> Plan:
@@ -299,7 +300,7 @@ def plan_of(settings: TrainSettings, kind: str, base: Base, rows: int, run: str,
     from whit.training.sft import Plan, default_batch
 
     return Plan(
-        epochs=epochs_of(settings, rows),
+        epochs=epochs_of(settings, base, rows),
         batch=settings.batch or default_batch(base),
         learning_rate=rate_of(settings, kind, base),
         accumulate=settings.accumulate,

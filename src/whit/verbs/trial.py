@@ -107,7 +107,7 @@ def try_variant(name: str, settings: TrainSettings, share: float, talk: Talk) ->
         "curve": [_plain(point) for point in trained.curve], "best": _plain(trained.best), "steps": trained.steps,
         "seconds": trained.seconds, "tokens": trained.tokens, "stopped_early": trained.stopped_early,
         "seeds": {str(seed): score for seed, score in seeds.items()},
-        "epochs": share * supervised.epochs_of(settings, len(encoded)),
+        "epochs": share * supervised.epochs_of(settings, start.base, len(encoded)),
     }  # fmt: skip
     trial = Trial(
         name, share, kind, numbers, trained.adapter.payload_bytes or payload,
