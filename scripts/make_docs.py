@@ -29,6 +29,7 @@ ABOUT = {
     "benchmarks/baking-examples.jsonl": "messages of spam and none, written for baking.py",
     "benchmarks/baking-guide.md": "the instruction that baking.py bakes",
     ".gitignore": "what git leaves alone",
+    ".ci/run": "what CI runs on a clean checkout: missing system packages, a PostgreSQL, then `make check`",
     "LICENSE": "Apache License 2.0",
     "engine/Cargo.lock": "the engine's dependencies: none but itself",
     "engine/Cargo.toml": "how the engine is built",

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from whit.adapters import layer as layer_module
 from whit.adapters.basis import Basis
 from whit.adapters.layer import AdaptedLinear, Siblings, Slots
 from whit.adapters.tunable import BoundBasis
@@ -143,6 +144,19 @@ def test_siblings_answer_as_if_alone(seed: int, asked: list[tuple[int, int]], ba
     Siblings(together)
     for one, other in zip(run(together), run([AdaptedLinear(*part) for part in made]), strict=True):
         assert torch.allclose(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_siblings_are_computed_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One product for those that share an input, and nothing kept once all were asked."""
+    layers = [AdaptedLinear(nn.Linear(4, 3).requires_grad_(False), torch.ones(3, 1), torch.ones(4, 1)) for _ in "ab"]
+    family, x, calls = Siblings(layers), torch.ones(1, 2, 4), list[int]()
+    real = layer_module._Adapted.apply
+    monkeypatch.setattr(layer_module._Adapted, "apply", lambda *given: calls.append(1) or real(*given))
+    for layer in layers:
+        layer.R = torch.ones(1, 1)
+    for layer in layers:
+        layer(x)
+    assert len(calls) == 1 and family._x is None and not family._ready
 
 
 def test_the_wrong_number_of_rows(base: Base, basis: Basis, specs: dict[str, VectorSpec], ids: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -522,3 +523,16 @@ def test_seeds_have_checkpoints_of_their_own(tmp_path: Path) -> None:
     plans = [with_seed(plan, seed) for seed in (0, 1)]
     assert plans[0].checkpoint != plans[1].checkpoint and plans[0].run != plans[1].run
     assert [plan.seed for plan in plans] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "batch", "rate", "passes"),
+    [(1_000_000, 16, 5e-3, 5.0), (6_000_000, 8, 5e-3, 5.0), (135_000_000, 4, 5e-4, 10.0)],
+)
+def test_what_is_left_to_the_base(parameters: int, batch: int, rate: float, passes: float) -> None:
+    base: Any = SimpleNamespace(parameters=parameters)
+    assert (sft.default_batch(base), sft.default_rate(base, "lora", "adam")) == (batch, rate)
+    assert sft.default_epochs(base, 400) == passes and sft.default_epochs(base, 10) == 12.0
+    assert sft.default_epochs(base, 10_000) == (4.0 if parameters < sft.SMALL else 1.0)
+    assert sft.default_rate(base, "xs", "adam") == sft.LEARNING_RATES["xs", "adam"]
+    assert sft.default_rate(base, "lora", "natural") is None

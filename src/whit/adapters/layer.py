@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from whit.adapters.basis import Basis
 from whit.errors import AdapterError
 
-_SAME_INPUT: Final = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
+_SAME_INPUT = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
 
 
 class AdaptedLinear(nn.Module):
