@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "bundle.json"
 WORKER = "sw.js"
-_SMALL = 30_000_000  # a base below this many parameters is taught by LoRA, others by xs
 _LONGEST_NAME = 60
 
 
@@ -162,7 +161,9 @@ def _base(base: Base) -> dict[str, Any]:
 
 def _teach(base: Base) -> dict[str, Any]:
     """How the page trains: ranks that a tab can afford, rates a little below those of `whit.training.sft`."""
-    if base.parameters < _SMALL:
+    from whit.training.sft import SMALL
+
+    if base.parameters < SMALL:
         return {"kind": "lora", "rank": 4, "alpha": 8.0, "rate": 3e-3, "batch": 8}
     return {"kind": "xs", "rank": 2, "rate": 2.5e-2, "batch": 4}
 
