@@ -108,3 +108,13 @@ def test_a_damaged_zip_is_told_so(data: st.DataObject, tmp_path_factory: pytest.
     path.write_bytes(bytes(raw[: data.draw(st.integers(1, len(raw)))]))
     with pytest.raises(DamagedAdapter):
         Adapter.load(path)
+
+
+def test_a_list_that_points_before_the_file_is_told_so(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "x.zip", {FILE_NAME: b"no adapter at all"})
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(b"PK\x05\x06") + 16  # where the list begins; entries are then taken to stand earlier
+    raw[at : at + 4] = (int.from_bytes(raw[at : at + 4], "little") + 1).to_bytes(4, "little")
+    path.write_bytes(raw)
+    with pytest.raises(DamagedAdapter, match="not a whole zip"):
+        Adapter.load(path)

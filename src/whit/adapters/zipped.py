@@ -77,8 +77,11 @@ def _read(file: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int, path: Path) 
         raise DamagedAdapter(
             f"{path}: {entry.filename[:80]!r} has {entry.file_size:,} bytes; at most {most:,} are read"
         )
-    with file.open(entry) as part:
-        content = part.read(most + 1)  # the size in the zip's list is what it claims, not what it holds
+    try:
+        with file.open(entry) as part:
+            content = part.read(most + 1)  # the size in the zip's list is what it claims, not what it holds
+    except OSError as error:  # a damaged list can point before the file's beginning
+        raise zipfile.BadZipFile(str(error)) from error
     if len(content) > most:
         raise DamagedAdapter(f"{path}: {entry.filename[:80]!r} is larger than {most:,} bytes")
     return content
