@@ -88,6 +88,7 @@ def test_missing_offers_the_nearest_name(tmp_path: Path) -> None:
     message = failure(tmp_path / "tikets.jsonl")
     assert "no such file" in message and str(tmp_path / "tickets.jsonl") in message
     assert "folder" in failure(tmp_path / "nowhere" / "rows.jsonl")
+    assert "did you mean" not in failure(tmp_path / "absent.jsonl")  # the same ending makes no two names alike
 
 
 @pytest.mark.parametrize("content", ["", "\n \n\n", b"\xef\xbb\xbf"])

@@ -20,6 +20,8 @@ from whit.data.rows import read_rows
 from whit.errors import AdapterError, DataError, UsageError, WrongBase
 from whit.evaluation.card import load_card
 from whit.evaluation.proof import null_adapter
+from whit.serving.payload import to_payload
+from whit.serving.store import open_store
 from whit.settings import CompareSettings, RunSettings, ShowSettings
 from whit.testing import write_rows, write_tiny_base
 from whit.verbs import common
@@ -291,10 +293,22 @@ def test_show_tells_sizes_and_text(trained: Trained) -> None:
     assert document["file_bytes"] == (trained("xs").folder / "adapter.whit").stat().st_size
     assert Adapter.from_text(document["text"]).numbers == 56 and document["card"]["kind"] == "xs"
     assert xs.qr and xs.qr in xs.to_text() and document["text"] in xs.to_text()
-    lora = show(ShowSettings(adapter=str(trained("lora").folder)))
+    folder = trained("lora").folder
+    lora = show(ShowSettings(adapter=str(folder)))
     assert lora.text is None and lora.file_bytes > lora.about["payload_bytes"] and "verdict" in lora.to_text()
     with pytest.raises(UsageError, match="no text form"):
         show(ShowSettings(adapter=str(trained("lora").folder), qr=True))
+
+
+def test_show_reads_a_zip_and_a_store(trained: Trained, tmp_path: Path) -> None:
+    folder = trained("lora").folder
+    packed = Path(shutil.make_archive(str(tmp_path / "mine"), "zip", folder))
+    zipped = show(ShowSettings(adapter=str(packed)))
+    assert zipped.file_bytes == packed.stat().st_size and zipped.card is not None
+    with open_store(str(tmp_path / "kept.db")) as store:
+        store.add("mine", to_payload(Adapter.load(folder)), card={}, by="test")
+    stored = show(ShowSettings(adapter=f"{tmp_path / 'kept.db'}#mine"))
+    assert stored.about == zipped.about and stored.file_bytes == stored.about["payload_bytes"]
 
 
 def test_a_card_beside_another_adapter_is_not_believed(trained: Trained, tmp_path: Path) -> None:
@@ -328,6 +342,7 @@ def test_the_commands_one_after_the_other(
     piped = whit("run", out, "--dtype", "float32", stdin=asked)
     assert piped.code == 0 and len(piped.stdout.splitlines()) == 4
     assert set(piped.stdout.split()) <= {"card", "cash"}
+    assert whit("run", out, "-", "--dtype", "float32", stdin=asked).stdout == piped.stdout
     single = whit("run", out, asked.splitlines()[0], "--dtype", "float32")
     assert single.stdout == piped.stdout.splitlines()[0] + "\n"
     assert "held-out rows: the adapter won" in whit("compare", out).stdout

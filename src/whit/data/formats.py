@@ -116,8 +116,10 @@ def _near(path: Path) -> str:
         names = [entry.name for entry in islice(os.scandir(path.parent), 1_000)]
     except OSError:
         return f"; its folder {path.parent} is not there either"
-    near = get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.with_name(near[0])}?" if near else ""
+    # Of names without what they all end in: it would make any two of them alike.
+    by_stem = {Path(name).stem: name for name in names}
+    near = get_close_matches(path.stem, by_stem, n=1)
+    return f"; did you mean {path.with_name(by_stem[near[0]])}?" if near else ""
 
 
 def _size(count: float) -> str:

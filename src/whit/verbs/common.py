@@ -69,6 +69,10 @@ def open_specialist(where: str) -> Specialist:
     from whit.adapters.zipped import is_zip, unzipped
 
     try:
+        if is_zip(Path(where)):
+            with unzipped(Path(where)) as inside:
+                adapter = Adapter.load(inside)
+                return Specialist(adapter, _card_in(inside, adapter), None)
         adapter = Adapter.load(where)
     except (OSError, ValueError) as error:  # a name that no file can have, or a file that cannot be read
         raise AdapterError(
@@ -77,9 +81,6 @@ def open_specialist(where: str) -> Specialist:
     if where.startswith(TEXT_PREFIX):
         return Specialist(adapter, None, None)
     path = Path(where)
-    if is_zip(path):
-        with unzipped(path) as inside:
-            return Specialist(adapter, _card_in(inside, adapter), None)
     folder = path if path.is_dir() else path.parent
     card = _card_in(folder, adapter)
     return Specialist(adapter, card, folder if path.is_dir() or card is not None else None)

@@ -75,9 +75,9 @@ def speaker(settings: RunSettings | ChatSettings, talk: Talk, *, bare: bool = Fa
 
 
 def run(settings: RunSettings, *, talk: Talk | None = None, lines: Sequence[str] | None = None) -> RunResult:
-    """Answer one prompt, or `lines` (standard input by default)."""
+    """Answer one prompt, or `lines` (standard input by default, which `-` means too)."""
     talk = talk or Talk(quiet=True)
-    if settings.prompt is not None:
+    if settings.prompt is not None and settings.prompt != "-":
         prompts = [settings.prompt]
     else:
         if lines is None and sys.stdin.isatty():

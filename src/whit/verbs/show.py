@@ -71,11 +71,13 @@ def show(settings: ShowSettings, *, talk: Talk | None = None) -> ShowResult:
     text = adapter.to_text() if adapter.is_compact else None
     if adapter.is_compact:
         file_bytes = len(adapter.to_bytes())
-    else:
-        folder = special.folder or Path(settings.adapter)
-        file_bytes = sum(
-            (folder / name).stat().st_size for name in ("adapter_model.safetensors", "adapter_config.json")
-        )
+    elif special.folder is not None:
+        names = ("adapter_model.safetensors", "adapter_config.json")
+        file_bytes = sum((special.folder / name).stat().st_size for name in names)
+    elif Path(settings.adapter).is_file():  # a zip
+        file_bytes = Path(settings.adapter).stat().st_size
+    else:  # in a store
+        file_bytes = adapter.payload_bytes
     code = None
     if settings.qr:
         if text is None or len(text) > MAX_QR:
