@@ -57,7 +57,8 @@ class TrainSettings(DataColumns):
     )
     kind: str | None = option(
         None,
-        "Kind of adapter; by default lora for the small built-in bases and xs for others. auto tries sizes and keeps "
+        "Kind of adapter; by default xs, but lora for the small built-in bases and where rows have more than 20 "
+        "different answers. auto tries sizes and keeps "
         "the smallest that is not separably worse than the best.",
         choices=KINDS,
     )

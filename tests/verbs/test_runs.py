@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,13 @@ import pytest
 import whit as api
 from whit.adapters.adapter import Adapter
 from whit.adapters.vector import xs_spec
+from whit.data.rows import Row, Turn
+from whit.settings import TrainSettings
 from whit.talk import Talk
 from whit.training.loop import Point, Trained
 from whit.verbs import runs
 from whit.verbs.runs import best_or_mean
+from whit.verbs.train import with_kind
 
 
 class Heard(Talk):
@@ -110,3 +114,23 @@ def test_train_says_what_was_kept(
     choices = [mean.vector] if "the mean of their adapters was kept" in page else [one, other]
     held = Adapter.load(result.folder).vector
     assert held is not None and any(np.array_equal(held, choice) for choice in choices)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "answers", "given", "kind"),
+    [
+        (135_000_000, 20, {}, "xs"),
+        (135_000_000, 21, {}, "lora"),
+        (135_000_000, 21, {"kind": "xs"}, "xs"),
+        (135_000_000, 21, {"numbers": 13}, None),  # which makes it tiny
+        (135_000_000, 21, {"optimizer": "natural"}, "xs"),  # for vectors alone
+        (5_800_000, 2, {}, "lora"),
+    ],
+)
+def test_the_kind_that_is_left_open(parameters: int, answers: int, given: dict[str, Any], kind: str | None) -> None:
+    rows = [Row(str(at), (Turn("user", f"question {at}"),), f"answer {at % answers}") for at in range(3 * answers)]
+    base: Any = SimpleNamespace(parameters=parameters)
+    heard = Heard()
+    settings = TrainSettings(data="rows.jsonl", **given)
+    assert with_kind(settings, base, rows, heard).kind == kind
+    assert any("different answers" in line for line in heard.lines) == (kind == "lora" and parameters > 2e7)

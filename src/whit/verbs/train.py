@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from whit.adapters.targets import Target
     from whit.adapters.tunable import Bound
     from whit.bases import Base
+    from whit.data.rows import Row
     from whit.data.splitting import Split
     from whit.data.templates import Encoded
     from whit.evaluation.proof import Examiner
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from whit.training.parallel import Team
     from whit.training.sft import Plan
 
+MANY_ANSWERS = 20  # different answers above which a LoRA is the default on a base that is not small
 #: How a sparse adapter's weights are chosen: given the targets and how many.
 Choose: TypeAlias = "Callable[[Sequence[Target], int], SparseSpec]"
 
@@ -88,7 +90,9 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
             team = stack.enter_context(team_for(settings))
             load = functools.partial(share_base, settings, team, talk)
         start = runs.start(settings, talk, load=load)
-        settings, base, split = start.settings, start.base, start.split
+        base, split = start.base, start.split
+        start = replace(start, settings=with_kind(start.settings, base, split.train, talk))
+        settings = start.settings
         examiner, encoded = examine(settings, split, base)
         fresh, numbers, kind, payload = shape_of(settings, base, choosing(settings, start, encoded, talk))
         plan = plan_of(settings, kind, base, len(encoded), start.run, start.state)
@@ -286,6 +290,21 @@ def default_kind(base: Base) -> str:
     from whit.training.sft import SMALL
 
     return "lora" if base.parameters < SMALL else "xs"
+
+
+def with_kind(settings: TrainSettings, base: Base, rows: Sequence[Row], talk: Talk) -> TrainSettings:
+    """The settings with a kind of adapter, where they leave it open: `lora` where `rows` have many different answers.
+
+    A few numbers soon learn to choose among a few answers; among 150 they are far behind a LoRA (docs/log.md).
+    """
+    if settings.kind or settings.numbers or settings.groups:
+        return settings
+    kind = default_kind(base)
+    answers = len({row.completion for row in rows})
+    if kind == "xs" and settings.optimizer == "adam" and answers > MANY_ANSWERS:
+        talk.say(f"kind     lora, for there are {answers:,} different answers; --kind xs is smaller and learns less")
+        kind = "lora"
+    return replace(settings, kind=kind)
 
 
 def epochs_of(settings: TrainSettings, base: Base, rows: int) -> float:

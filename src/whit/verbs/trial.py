@@ -88,6 +88,7 @@ def try_variant(name: str, settings: TrainSettings, share: float, talk: Talk) ->
     common.require_finite(settings)
     start = _start(settings, talk)
     base, split = start.base, start.split
+    settings = supervised.with_kind(settings, base, split.train, Talk(quiet=True))
     examiner, encoded = supervised.examine(settings, split, base)
     choose = supervised.choosing(settings, start, encoded, talk)
     fresh, numbers, kind, payload = supervised.shape_of(settings, base, choose)
@@ -130,7 +131,7 @@ def prove_winner(
     examiner, _ = supervised.examine(settings, start.split, start.base)
     runs.make_folder(start.state)
     trained, seeds = _trained(winner, trial)
-    spent = replace(settings, epochs=float(trial.training["epochs"]))
+    spent = replace(settings, epochs=float(trial.training["epochs"]), kind=settings.kind or trial.kind)
     return start.end(examiner, trained, seeds, talk, settings=spent, extras=extras, remarks=remarks)
 
 
