@@ -293,8 +293,7 @@ def test_show_tells_sizes_and_text(trained: Trained) -> None:
     assert document["file_bytes"] == (trained("xs").folder / "adapter.whit").stat().st_size
     assert Adapter.from_text(document["text"]).numbers == 56 and document["card"]["kind"] == "xs"
     assert xs.qr and xs.qr in xs.to_text() and document["text"] in xs.to_text()
-    folder = trained("lora").folder
-    lora = show(ShowSettings(adapter=str(folder)))
+    lora = show(ShowSettings(adapter=str(trained("lora").folder)))
     assert lora.text is None and lora.file_bytes > lora.about["payload_bytes"] and "verdict" in lora.to_text()
     with pytest.raises(UsageError, match="no text form"):
         show(ShowSettings(adapter=str(trained("lora").folder), qr=True))

@@ -134,3 +134,14 @@ def test_the_kind_that_is_left_open(parameters: int, answers: int, given: dict[s
     settings = TrainSettings(data="rows.jsonl", **given)
     assert with_kind(settings, base, rows, heard).kind == kind
     assert any("different answers" in line for line in heard.lines) == (kind == "lora" and parameters > 2e7)
+
+
+def test_train_takes_the_kind_that_its_rows_call_for(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whit.training.sft.SMALL", 0)  # the tiny base is then no small one
+    monkeypatch.setattr("whit.verbs.train.MANY_ANSWERS", 1)
+    told = api.train(
+        rows, base=str(base), dtype="float32", rank=2, epochs=0.2, evaluations=1, shots=0, out=tmp_path / "out"
+    )
+    assert told.card.kind == "lora" and told.card.settings["kind"] == "lora"
