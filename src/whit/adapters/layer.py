@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from whit.adapters.basis import Basis
+from whit.adapters.targets import with_same_input
 from whit.errors import AdapterError
-
-_SAME_INPUT = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
 
 
 class AdaptedLinear(nn.Module):
@@ -107,7 +106,7 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, V: torch.Tensor, *parts: Any) -> tuple[torch.Tensor, ...]:
-        z = V.mT @ _flat(x).mT
+        z = V.mT @ flat(x).mT
         found, place = [], 0
         for R, W, bias, US in _by_four(parts):
             rank = R.shape[-1]
@@ -127,7 +126,7 @@ class _Adapted(torch.autograd.Function):
         place = 0
         for at, (dy, (R, W, _, US)) in enumerate(zip(given, _by_four(parts), strict=True)):
             rank = R.shape[-1]
-            wide, narrow = US.mT @ _flat(dy).mT, z[place : place + rank]
+            wide, narrow = US.mT @ flat(dy).mT, z[place : place + rank]
             place += rank
             dR = None
             if ctx.needs_input_grad[2 + 4 * at]:
@@ -139,13 +138,13 @@ class _Adapted(torch.autograd.Function):
             if dx is None:
                 dx = dy @ W
             else:
-                dx.view(-1, dx.shape[-1]).addmm_(_flat(dy), W)
+                dx.view(-1, dx.shape[-1]).addmm_(flat(dy), W)
         if dx is not None:
             dx.view(-1, dx.shape[-1]).addmm_(torch.cat(inner).mT, V.mT)
         return dx, None, *gradients
 
 
-def _flat(x: torch.Tensor) -> torch.Tensor:
+def flat(x: torch.Tensor) -> torch.Tensor:
     """(rows, tokens, width) as (positions, width)."""
     return x.reshape(-1, x.shape[-1])
 
@@ -185,17 +184,9 @@ class Slots:
                 raise AdapterError(f"{name} is already adapted; detach the other adapter first")
             self._names.append(name)
             self._layers.append(AdaptedLinear(linear, basis.outward[place], basis.inward[place]))
-        self._families = self._find_siblings()
+        alike = with_same_input(self._names)
+        self._families = [Siblings([self._layers[place] for place in places]) for places in alike]
         self._swap(dict(zip(self._names, self._layers, strict=True)))
-
-    def _find_siblings(self) -> list[Siblings]:
-        """Of layers that a decoder gives the same input."""
-        families: dict[tuple[str, str], list[AdaptedLinear]] = {}
-        for name, layer in zip(self._names, self._layers, strict=True):
-            parent, _, leaf = name.rpartition(".")
-            key = next((kind for kind, leaves in _SAME_INPUT.items() if leaf in leaves), leaf)
-            families.setdefault((parent, key), []).append(layer)
-        return [Siblings(layers) for layers in families.values()]
 
     def set(self, R: torch.Tensor | None) -> None:
         """R of shape (modules, r, r) or (modules, rows, r, r), or None for the bare base."""

@@ -24,6 +24,7 @@ PROJECTIONS = (
     "mlp.down_proj",
 )
 SHORT_NAMES = tuple(name.split(".")[1] for name in PROJECTIONS)
+_SAME_INPUT = {name: kind for kind, names in (("qkv", SHORT_NAMES[:3]), ("mlp", SHORT_NAMES[4:6])) for name in names}
 _MODULE = re.compile(r"^(?P<head>.*\blayers)\.(?P<layer>\d+)\.(?P<projection>" + "|".join(PROJECTIONS) + r")$")
 
 
@@ -75,3 +76,12 @@ def select_targets(targets: Sequence[Target], patterns: Sequence[str]) -> tuple[
             )
         chosen |= hits
     return tuple(target for target in targets if target.index in chosen)
+
+
+def with_same_input(names: Sequence[str]) -> list[list[int]]:
+    """Places in `names` of modules that a decoder gives the same input: a layer's q, k and v; its gate and up."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for place, name in enumerate(names):
+        parent, _, leaf = name.rpartition(".")
+        found.setdefault((parent, _SAME_INPUT.get(leaf, leaf)), []).append(place)
+    return list(found.values())

@@ -20,6 +20,7 @@ from whit.adapters.basis import Basis, basis_of
 from whit.adapters.layer import Slots
 from whit.adapters.learned import named_by
 from whit.adapters.lora import LoraWeights
+from whit.adapters.lora_layer import QuickLora
 from whit.adapters.sparse import SparseSpec
 from whit.adapters.sparse_layer import SparseSlots
 from whit.adapters.targets import Target
@@ -161,7 +162,7 @@ class BoundSparse(BoundVector):
 
 
 class BoundLora(Bound):
-    """A LoRA in PEFT's own layers."""
+    """A LoRA in PEFT's own layers, with a quicker forward where it can be had (`lora_layer.py`)."""
 
     def __init__(
         self, base: Base, rank: int, alpha: float, dropout: float, targets: Sequence[Target], seed: int
@@ -183,6 +184,7 @@ class BoundLora(Bound):
             # PEFT creates them in the base's number type; steps in bfloat16 would be lost to rounding.
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+        self._quick = QuickLora(self._names, self._layers)
         self._enable(False)
         self.train(False)  # new layers begin in training mode: answers would be drawn with dropout
 
@@ -208,6 +210,7 @@ class BoundLora(Bound):
             self._enable(False)
 
     def _enable(self, on: bool) -> None:
+        self._quick.forget()
         for layer in self._layers:
             layer._disable_adapters = not on
 
@@ -243,6 +246,7 @@ class BoundLora(Bound):
                     f"the LoRA's {name} is for a matrix of {weights.B[name].shape[0]} x {weights.A[name].shape[1]}, "
                     f"the base's has {B.shape[0]} x {A.shape[1]}; it was made for another base"
                 )
+        self._quick.forget()
         with torch.no_grad():
             for name, layer in zip(self._names, self._layers, strict=True):
                 layer.lora_A["default"].weight.copy_(weights.A[name])
