@@ -33,7 +33,7 @@ from whit.data.templates import Encoded
 from whit.evaluation.baselines import TextBaseline
 from whit.evaluation.scoring import Score
 from whit.evaluation.verdict import compare
-from whit.training.sft import Plan, Supervised
+from whit.training.sft import Plan, Supervised, default_rate
 
 TASKS = ("sms_spam", "clinc150", "banking77", "snips", "sst2")
 TOKENS = {"snips": 96}
@@ -92,18 +92,19 @@ def steps_within(run: Supervised, seconds: float) -> int:
     return max(1, round(seconds / each))
 
 
-def trained(
-    base: Base, bound: Bound, encoded: Sequence[Encoded], options: argparse.Namespace, rate: float
-) -> Supervised:
+def trained(base: Base, bound: Bound, encoded: Sequence[Encoded], options: argparse.Namespace, way: str) -> Supervised:
     """Tune for `--seconds`; the numbers are then the mean over the last steps."""
 
-    def fresh(epochs: float) -> Supervised:
+    def fresh(epochs: float, rate: float = 1e-3) -> Supervised:
         plan = Plan(epochs=epochs, batch=options.batch, learning_rate=rate, evaluations=1, patience=9)
         return Supervised(base, bound, encoded, plan, lambda: 0.0, lambda progress: None)
 
     start = [parameter.detach().clone() for parameter in bound.parameters()]
     steps = steps_within(fresh(1e6), options.seconds)
-    run = fresh(steps * options.batch / len(encoded))
+    asked = options.rate if way == "lora" else options.all_rate
+    rate = asked or default_rate(base, "lora", "adam", steps)
+    assert rate is not None
+    run = fresh(steps * options.batch / len(encoded), rate)
     run.put(start)
     began = time.monotonic()
     while run.step < run.steps:
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=("lora", "all"), default=["lora", "all"])
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=5e-3, help="of LoRA")
+    parser.add_argument("--rate", type=float, help="of LoRA; whit's own for as many steps unless given")
     parser.add_argument("--all-rate", type=float, default=1e-3, help="of all weights")
     parser.add_argument("--validation", type=int, default=0, help="score on so many training rows in place of dev")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -183,13 +184,13 @@ def main() -> None:
                 )
             else:
                 bound = AllWeights(base)
-            rate = options.rate if way == "lora" else options.all_rate
-            run = trained(base, bound, encoded, options, rate)
+            run = trained(base, bound, encoded, options, way)
             answers = exam.answer(asked, bound if way == "lora" else None)
             bound.detach()
             found[way], more = scored(of, answers, exam.score(answers, of.dev))
-            row = {**about, "way": way, "numbers": bound.numbers, "rate": rate, "batch": options.batch,
-                   "seconds": round(run.seconds, 1), "passes": round(run.steps * options.batch / len(encoded), 2),
+            row = {**about, "way": way, "numbers": bound.numbers, "batch": options.batch,
+                   "rate": round(run.plan.learning_rate, 6), "seconds": round(run.seconds, 1),
+                   "passes": round(run.steps * options.batch / len(encoded), 2),
                    "last_loss": round(sum(run.losses[-100:]) / len(run.losses[-100:]), 4),
                    "score": round(sum(score.value for score in found[way]) / len(of.dev), 4), **more}  # fmt: skip
             report([row])

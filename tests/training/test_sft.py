@@ -531,8 +531,17 @@ def test_seeds_have_checkpoints_of_their_own(tmp_path: Path) -> None:
 )
 def test_what_is_left_to_the_base(parameters: int, batch: int, rate: float, passes: float) -> None:
     base: Any = SimpleNamespace(parameters=parameters)
-    assert (sft.default_batch(base), sft.default_rate(base, "lora", "adam")) == (batch, rate)
+    assert (sft.default_batch(base), sft.default_rate(base, "lora", "adam", 250)) == (batch, rate)
     assert sft.default_epochs(base, 400) == passes and sft.default_epochs(base, 10) == 12.0
     assert sft.default_epochs(base, 10_000) == (4.0 if parameters < sft.SMALL else 1.0)
-    assert sft.default_rate(base, "xs", "adam") == sft.LEARNING_RATES["xs", "adam"]
-    assert sft.default_rate(base, "lora", "natural") is None
+    assert sft.default_rate(base, "xs", "adam", 4000) == sft.LEARNING_RATES["xs", "adam"]
+    assert sft.default_rate(base, "lora", "natural", 250) is None
+
+
+def test_a_long_lora_of_a_small_base_has_a_lower_rate() -> None:
+    """At the rate of a short run a long one does not settle; a large base's rate is low already."""
+    small: Any = SimpleNamespace(parameters=6_000_000)
+    large: Any = SimpleNamespace(parameters=135_000_000)
+    rates = [sft.default_rate(small, "lora", "adam", steps) for steps in (1, 100, 250, 1000, 4000)]
+    assert rates == [5e-3, 5e-3, 5e-3, 2.5e-3, 1.25e-3]
+    assert {sft.default_rate(large, "lora", "adam", steps) for steps in (1, 4000)} == {5e-4}

@@ -128,7 +128,7 @@ _COLOURS = ("#2a7f62", "#3b6ea5", "#b5652b", "#7a4b94", "#5b6770")
 
 
 def page(summary: Summary, title: str) -> str:
-    """The summary as one HTML page with plots in SVG."""
+    """The summary as one HTML page with its plots, for a desk and for a phone."""
     names = list(summary.tiers)
     colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(names)}
     facts = (
@@ -152,10 +152,13 @@ def page(summary: Summary, title: str) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width">'
         f"<title>{html.escape(title)}</title><style>body{{font:16px/1.5 system-ui,sans-serif;max-width:46rem;"
         "margin:2rem auto;padding:0 1rem;color:#222}.facts{display:flex;flex-wrap:wrap;gap:1rem}.facts div{flex:1 1 "
         "9rem;background:#f3f4f2;padding:.8rem;border-radius:.4rem}.facts b{display:block;font-size:1.5rem}"
-        "svg{width:100%;height:auto}text{font:13px system-ui,sans-serif}</style>"
+        "table{width:100%;border-collapse:collapse}th{font-weight:400;text-align:left;width:30%;overflow-wrap:anywhere}"
+        "td{padding:.15rem 0 .15rem .6rem}td:last-child{width:6rem;font-variant-numeric:tabular-nums}"
+        "i{display:block;height:1rem}svg{width:100%;height:9rem}.ends{display:flex;justify-content:space-between}</style>"
         f"<h1>{html.escape(title)}</h1><div class='facts'>{figures}</div>{''.join(parts)}</html>"
     )
 
@@ -172,14 +175,12 @@ def _bars(rows: list[tuple[str, float, str]], form: Callable[[float], str] = "{:
     if not rows:
         return "<p>None.</p>"
     most = max((value for _, value, _ in rows), default=0) or 1
-    lines = []
-    for at, (name, value, colour) in enumerate(rows):
-        y, width = at * 26, 380 * value / most
-        lines.append(
-            f'<text x="0" y="{y + 16}">{html.escape(name[:28])}</text><rect x="200" y="{y + 4}" width="{width:.1f}" '
-            f'height="16" fill="{colour}"/><text x="{206 + width:.1f}" y="{y + 16}">{form(value)}</text>'
-        )
-    return f'<svg viewBox="0 0 680 {len(rows) * 26 + 4}" role="img">{"".join(lines)}</svg>'
+    lines = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>'
+        f'<i style="width:{100 * value / most:.1f}%;background:{colour}"></i></td><td>{form(value)}</td></tr>'
+        for name, value, colour in rows
+    )
+    return f"<table>{lines}</table>"
 
 
 def _days(summary: Summary, colours: dict[str, str]) -> str:
@@ -198,5 +199,8 @@ def _days(summary: Summary, colours: dict[str, str]) -> str:
                 f'<rect x="{at * width:.1f}" y="{top:.1f}" width="{max(1.0, width - 2):.1f}" height="{height:.1f}" '
                 f'fill="{colour}"><title>{day} {html.escape(name)}</title></rect>'
             )
-    ends = f'<text x="0" y="168">{days[0]}</text><text x="640" y="168" text-anchor="end">{days[-1]}</text>'
-    return f'<svg viewBox="0 0 680 174" role="img">{"".join(marks)}{ends}</svg>'
+    said = f"Answers by tier on each day from {days[0]} to {days[-1]}; at most {most:,.0f} on a day"
+    return (
+        f'<svg viewBox="0 0 640 150" preserveAspectRatio="none" role="img" aria-label="{said}">{"".join(marks)}</svg>'
+        f'<div class="ends"><span>{days[0]}</span><span>{days[-1]}</span></div>'
+    )

@@ -40,7 +40,8 @@ LEARNING_RATES = {
 }
 #: A base below so many parameters is small: rows are cheap, many are needed, and LoRA wants a higher rate.
 SMALL = 20_000_000
-SMALL_LORA_RATE = 5e-3
+#: for runs of up to so many steps; a longer one does not settle at it, and takes less by the root of its length
+SMALL_LORA_RATE, SMALL_LORA_STEPS = 5e-3, 250
 _OVERHEAD = 2_000_000  # parameters below which a step of 8 rows is still mostly overhead
 
 
@@ -55,10 +56,10 @@ def default_epochs(base: Base, rows: int) -> float:
     return min(12.0, max(least, seen / rows))
 
 
-def default_rate(base: Base, kind: str, optimizer: str) -> float | None:
-    """The peak rate of supervised training, where nobody says otherwise; None where the two do not go together."""
+def default_rate(base: Base, kind: str, optimizer: str, steps: int) -> float | None:
+    """The peak rate of `steps` supervised steps, where nobody says otherwise; None where kind and optimiser differ."""
     if (kind, optimizer) == ("lora", "adam") and base.parameters < SMALL:
-        return SMALL_LORA_RATE
+        return SMALL_LORA_RATE * min(1.0, math.sqrt(SMALL_LORA_STEPS / steps))
     return LEARNING_RATES.get((kind, optimizer))
 
 

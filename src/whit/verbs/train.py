@@ -206,7 +206,7 @@ def choosing(settings: TrainSettings, start: runs.Start, encoded: Sequence[Encod
         return loss_of(start.base, batch).mean()
 
     def choose(targets: Sequence[Target], numbers: int) -> SparseSpec:
-        return runs.chosen_places(start, targets, numbers, losses, rate_of(settings, "sparse", start.base), talk)
+        return runs.chosen_places(start, targets, numbers, losses, rate_of(settings, "sparse", start.base, 1), talk)
 
     return choose
 
@@ -316,12 +316,14 @@ def epochs_of(settings: TrainSettings, base: Base, rows: int) -> float:
 
 def plan_of(settings: TrainSettings, kind: str, base: Base, rows: int, run: str, state: Path) -> Plan:
     """How supervised training goes for these settings. Raises `UsageError`."""
+    from whit.training.batching import steps_in
     from whit.training.sft import Plan, default_batch
 
+    epochs, batch = epochs_of(settings, base, rows), settings.batch or default_batch(base)
     return Plan(
-        epochs=epochs_of(settings, base, rows),
-        batch=settings.batch or default_batch(base),
-        learning_rate=rate_of(settings, kind, base),
+        epochs=epochs,
+        batch=batch,
+        learning_rate=rate_of(settings, kind, base, steps_in(rows, batch, epochs)),
         accumulate=settings.accumulate,
         warmup=settings.warmup,
         optimizer=settings.optimizer,
@@ -333,11 +335,11 @@ def plan_of(settings: TrainSettings, kind: str, base: Base, rows: int, run: str,
     )
 
 
-def rate_of(settings: TrainSettings, kind: str, base: Base) -> float:
-    """The peak rate of supervised training. Raises `UsageError`."""
+def rate_of(settings: TrainSettings, kind: str, base: Base, steps: int) -> float:
+    """The peak rate of `steps` supervised steps. Raises `UsageError`."""
     from whit.training.sft import default_rate
 
-    rate = settings.learning_rate or default_rate(base, kind, settings.optimizer)
+    rate = settings.learning_rate or default_rate(base, kind, settings.optimizer, steps)
     if rate is not None and rate < 0:
         raise UsageError(f"--learning-rate {rate:g}: must be above 0")
     if rate is None:
@@ -353,7 +355,7 @@ def announce(
 
     steps = steps_in(len(encoded), plan.batch, plan.epochs)
     talk.say(
-        f"plan     {plan.epochs:.3g} passes, {steps:,} steps of {plan.batch} rows, rate {plan.learning_rate:g}, "
+        f"plan     {plan.epochs:.3g} passes, {steps:,} steps of {plan.batch} rows, rate {plan.learning_rate:.3g}, "
         f"{plan.evaluations} evaluations on up to {settings.validation_rows} rows"
     )
     seconds = _estimate(base, encoded, plan, examiner) * settings.seeds
