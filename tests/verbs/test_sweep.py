@@ -6,6 +6,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from whit.settings import SweepSettings
 from whit.talk import Talk
 from whit.verbs.grid import read_grid
 from whit.verbs.sweep import SweepResult, climb, sweep
-from whit.verbs.trial import Trial
+from whit.verbs.trial import Trial, try_variant
 
 
 def written(place: Path, text: str) -> SweepSettings:
@@ -113,6 +114,20 @@ def test_the_winner_is_proved_and_the_rest_listed(grid: Callable[[str], SweepSet
     assert isinstance(again, SweepResult)
     assert [row["seconds"] for row in again.variants] == [row["seconds"] for row in result.variants]
     assert again.card.result == result.card.result
+
+
+def test_a_variant_takes_the_kind_that_its_rows_call_for(
+    grid: Callable[[str], SweepSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whit.training.sft.SMALL", 0)  # the tiny base is then no small one, whose kind is lora anyway
+    monkeypatch.setattr("whit.verbs.train.MANY_ANSWERS", 1)
+    (open_kind,) = read_grid(grid("[grid]\nrank = [2]"))
+    (given,) = read_grid(grid("[grid]\nkind = ['xs']"))
+    found = [
+        try_variant(each.name, replace(each.settings, out=tmp_path / each.slug), 0.1, Talk(quiet=True))
+        for each in (open_kind, given)
+    ]
+    assert [each.kind for each in found] == ["lora", "xs"]
 
 
 @pytest.mark.slow
