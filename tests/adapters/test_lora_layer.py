@@ -120,6 +120,23 @@ def test_numbers_that_change_are_seen(base: Base, bound: BoundLora, ids: torch.T
     assert (fourth - third).abs().max() > 0.01
 
 
+def test_numbers_made_in_inference_mode(base: Base, ids: torch.Tensor) -> None:
+    """As where an adapter is bound only to answer: torch counts no changes of such tensors."""
+    with torch.inference_mode():
+        bound = _bound(base)
+        with bound.active():
+            first = base.model(input_ids=ids).logits
+            for parameter in bound.parameters():
+                parameter.mul_(2)
+            second = base.model(input_ids=ids).logits
+        _as_peft(bound)
+        with bound.active():
+            expected = base.model(input_ids=ids).logits
+        bound.detach()
+    assert torch.allclose(second, expected, atol=1e-4)
+    assert (second - first).abs().max() > 0.01
+
+
 def test_outside_its_block_the_base_is_bare(base: Base, ids: torch.Tensor) -> None:
     with torch.no_grad():
         bare = base.model(input_ids=ids).logits

@@ -72,8 +72,10 @@ class _Family:
 
     def _compute(self, x: torch.Tensor, layers: list[Any]) -> dict[nn.Module, torch.Tensor]:
         learned = [part[_NAME].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
-        key = (x.dtype, *layers, *(part._version for part in learned))
-        if self._cast is None or self._cast[0] != key:
+        # Tensors made in inference mode count no changes: theirs are cast anew.
+        tracked = not any(part.is_inference() for part in learned)
+        key = (x.dtype, *layers, *(part._version for part in learned)) if tracked else None
+        if self._cast is None or key is None or self._cast[0] != key:
             with torch.no_grad():
                 As = torch.cat([A.to(x.dtype) for A in learned[0::2]])
                 self._cast = key, [As, *(B.to(x.dtype) for B in learned[1::2])]
