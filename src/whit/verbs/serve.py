@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from whit.errors import UsageError
 from whit.settings import ServeSettings
@@ -21,9 +22,11 @@ from whit.talk import Talk
 from whit.verbs import common
 
 if TYPE_CHECKING:
+    from whit.bases import Base
     from whit.serving.api import Service
     from whit.serving.store import Store
 
+_T = TypeVar("_T")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -105,22 +108,27 @@ def service(settings: ServeSettings, store: Store | None, talk: Talk) -> Iterato
     from whit.serving.pool import Pool
     from whit.serving.scheduler import Scheduler, Worker
 
-    base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
-    with talk.task("Preparing its directions"):
-        pool = Pool(base, ranks=settings.ranks, look_up=None if store is None else lambda name: learned_in(store, name))
-    name = settings.name or base.name.rpartition("/")[2]
-    if ":" in name or not name.isprintable():
-        raise UsageError(f"--name {name!r}: a model's name has no ':' in it")
-    scheduler = Scheduler(
-        base,
-        pool.bases,
-        rows=settings.rows,
-        context=settings.context,
-        waiting=settings.waiting,
-        waiting_each=settings.waiting_each or max(1, settings.waiting // 2),
-        prefix_bytes=settings.prefix_mb << 20,
-        int8=settings.int8,
-    )
+    def prepare() -> tuple[Base, Pool, Scheduler, str]:
+        base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
+        with talk.task("Preparing its directions"):
+            look_up = None if store is None else lambda name: learned_in(store, name)
+            pool = Pool(base, ranks=settings.ranks, look_up=look_up)
+        name = settings.name or base.name.rpartition("/")[2]
+        if ":" in name or not name.isprintable():
+            raise UsageError(f"--name {name!r}: a model's name has no ':' in it")
+        scheduler = Scheduler(
+            base,
+            pool.bases,
+            rows=settings.rows,
+            context=settings.context,
+            waiting=settings.waiting,
+            waiting_each=settings.waiting_each or max(1, settings.waiting // 2),
+            prefix_bytes=settings.prefix_mb << 20,
+            int8=settings.int8,
+        )
+        return base, pool, scheduler, name
+
+    base, pool, scheduler, name = _in_passing(prepare)
     worker = Worker(scheduler, on_error=lambda error: _log({"error": f"{type(error).__name__}: {error}"}))
     limits = Limits(answer_seconds=settings.timeout, share=1 / settings.replicas if settings.ray else 1.0)
     made = Service(
@@ -133,6 +141,16 @@ def service(settings: ServeSettings, store: Store | None, talk: Talk) -> Iterato
     finally:
         worker.stop()
         scheduler.model.close()
+
+
+def _in_passing(work: Callable[[], _T]) -> _T:
+    """What `work` gives, done in a thread that ends with it.
+
+    OpenMP keeps a team of threads for each thread that has computed. Where all teams together are more than the
+    processors, threads sleep between operations instead of spinning, and a step of the scheduler takes far longer.
+    """
+    with ThreadPoolExecutor(1) as passing:
+        return passing.submit(work).result()
 
 
 @contextlib.contextmanager
