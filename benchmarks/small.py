@@ -30,6 +30,7 @@ from whit.adapters.tunable import Bound, tune_lora
 from whit.bases import Base
 from whit.data.rows import Row, read_rows
 from whit.data.templates import Encoded
+from whit.errors import AdapterError
 from whit.evaluation.baselines import TextBaseline
 from whit.evaluation.scoring import Score
 from whit.evaluation.verdict import compare
@@ -60,10 +61,10 @@ class AllWeights(Bound):
         yield
 
     def export(self) -> Adapter:
-        raise NotImplementedError("all weights are no adapter")
+        raise AdapterError("all weights are no adapter")
 
     def load(self, adapter: Adapter) -> None:
-        raise NotImplementedError("all weights are no adapter")
+        raise AdapterError("all weights are no adapter")
 
     def detach(self) -> None:
         with torch.no_grad():

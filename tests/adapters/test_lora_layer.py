@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from whit.adapters.lora_layer import _Family
 from whit.adapters.targets import all_targets, with_same_input
 from whit.adapters.tunable import BoundLora, tune_lora
 from whit.bases import Base, load_base
@@ -182,13 +184,23 @@ def test_weights_that_learn_too_keep_pefts_forward(base: Base, bound: BoundLora,
         weight.grad = None
 
 
-def test_a_batch_computes_each_family_once(base: Base, bound: BoundLora, ids: torch.Tensor) -> None:
+def test_a_batch_computes_each_family_once(
+    base: Base, bound: BoundLora, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is kept from one batch to the next, and nothing left over."""
+    together: list[int] = []
+    compute = _Family._compute
+
+    def counted(family: _Family, x: torch.Tensor, layers: list[Any]) -> dict[nn.Module, torch.Tensor]:
+        together.append(len(layers))
+        return compute(family, x, layers)
+
+    monkeypatch.setattr(_Family, "_compute", counted)
     with torch.no_grad(), bound.active():
         base.model(input_ids=ids)
         assert all(not family._ready and family._x is None for family in bound._quick._families)
     layers = len({name.rpartition(".")[0] for name in bound._names}) // 2
-    assert len(bound._quick._families) == 4 * layers
+    assert together == [3, 1, 2, 1] * layers  # q, k, v; o; gate, up; down
 
 
 def test_modules_with_the_same_input() -> None:

@@ -151,9 +151,8 @@ def test_the_report_counts_and_its_page_is_closed() -> None:
         and "http" not in html.replace("http-equiv", "")
     )
     assert 'name="viewport"' in html  # a phone shows the text at its size
-    assert (
-        '<th scope="row">strong&lt;b&gt;</th><td><i style="width:33.3%' in html
-    )  # one answer to the other tier's three
+    # one answer to the other tier's three
+    assert '<th scope="row">strong&lt;b&gt;</th><td><i style="width:33.3%' in html
     assert "at most 4 on a day" in html
     assert "None." in page(summarise([]), "empty")
 
