@@ -512,3 +512,20 @@ def test_asyncio_is_not_blocked(server: Server) -> None:
             return took
 
     assert asyncio.run(both()) < 10
+
+
+def test_the_base_is_loaded_in_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were it the thread that serves, two OpenMP teams would share the processors; its errors still come out."""
+    from whit.verbs import serve
+
+    loading: list[threading.Thread] = []
+
+    def no_base(*given: Any, **named: Any) -> Any:
+        loading.append(threading.current_thread())
+        raise UsageError("there is no such base")
+
+    monkeypatch.setattr(serve.common, "open_base", no_base)
+    with pytest.raises(UsageError, match="no such base"), serve.service(ServeSettings(), None, Talk(quiet=True)):
+        pass
+    assert loading[0] is not threading.current_thread()
+    assert not loading[0].is_alive()
