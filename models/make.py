@@ -26,6 +26,7 @@ from models.prepare import TOKENIZER, make_tokenizer, prepare, save_hub
 from models.pretrain import Plan, pretrain
 from models.rows import instruction_rows
 from models.score import network_bits
+from whit.bases.dtypes import DTYPES, choose_dtype
 from whit.errors import UsageError, WhitError
 from whit.files import atomic_write
 
@@ -38,6 +39,11 @@ def instruction_recipe(recipe: Recipe) -> Recipe:
         recipe, sequence=recipe.shape.context, batch=4, micro_batch=2, matrix_rate=recipe.matrix_rate / 2,
         vector_rate=recipe.vector_rate / 2, warmup_steps=20, decay_share=0.95,
     )  # fmt: skip
+
+
+def _plan(folder: Path, steps: int, arguments: Any) -> Plan:
+    dtype = str(choose_dtype(arguments.dtype, arguments.device)).removeprefix("torch.")
+    return Plan(folder, steps, device=arguments.device, dtype=dtype)
 
 
 def instruct(recipe: Recipe, network: Network, windows: corpus.Windows, tokenizer: Any, arguments: Any) -> Network:
@@ -53,7 +59,7 @@ def instruct(recipe: Recipe, network: Network, windows: corpus.Windows, tokenize
     folder = arguments.cache / recipe.name / f"instruct-{round(arguments.tokens)}"
     initial = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
     print(f"instruction stage: {len(rows)} rows, {chats.per_epoch} windows, {steps} steps", file=sys.stderr)
-    return pretrain(second, chats, None, Plan(folder, steps, device=arguments.device), initial=initial)
+    return pretrain(second, chats, None, _plan(folder, steps, arguments), initial=initial)
 
 
 def figures(network: Network, tokenizer: Any, folder: Path, sources: list[str], limit: int) -> dict[str, Any]:
@@ -89,7 +95,8 @@ def run(arguments: Any) -> None:
     windows, validation = prepare(recipe, text_folder, arguments.cache, tokenizer)
     steps = max(1, round(arguments.tokens / (recipe.batch * recipe.sequence)))
     print(f"{recipe.name}: {steps} steps, {windows.per_epoch * recipe.sequence} tokens an epoch", file=sys.stderr)
-    network = pretrain(recipe, windows, validation, Plan(folder, steps, device=arguments.device))
+    initial = package.read(recipe, arguments.start) if arguments.start else None
+    network = pretrain(recipe, windows, validation, _plan(folder, steps, arguments), initial=initial)
     if "instruct" in arguments.stages:
         network = instruct(recipe, network, windows, tokenizer, arguments)
     if "package" in arguments.stages:
@@ -119,6 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--instruct-tokens", type=float, default=1.5e6)
     parser.add_argument("--score-bytes", type=int, default=200_000, help="held-out bytes of each source")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: what this machine multiplies faster in")
+    parser.add_argument("--start", help="begin with the weights of this base (a GGUF file or a name), not random ones")
     parser.add_argument("--threads", type=int, default=2, help="1 is faster where other work wants the cores")
     parser.add_argument("--micro-batch", type=int, help="sequences in one forward: about memory only")
     arguments = parser.parse_args(argv)

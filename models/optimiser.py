@@ -1,6 +1,6 @@
 """Muon for matrices, and the trapezoidal learning rate.
 
-Promises float32 arithmetic in a fixed order, so that a resumed run equals an unbroken one. Knows nothing of data.
+Promises arithmetic in a fixed order, so that a resumed run equals an unbroken one. Knows nothing of data.
 """
 
 from __future__ import annotations
@@ -27,9 +27,20 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, made orthogonal; matrices of one shape are handled in one batch."""
+    """Nesterov momentum, made orthogonal; matrices of one shape are handled in one batch.
 
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    `dtype` is what the update is made orthogonal in; weights and momentum stay as they are.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -48,7 +59,8 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                     updates.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for parameter, update in zip(parameters, orthogonalise(torch.stack(updates)), strict=True):
+                orthogonal = orthogonalise(torch.stack(updates).to(self.dtype))
+                for parameter, update in zip(parameters, orthogonal, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * scale)
 

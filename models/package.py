@@ -1,6 +1,7 @@
-"""From a trained network to the GGUF file that whit ships.
+"""From a trained network to the GGUF file that whit ships, and back.
 
-Promises that the ternary projections are stored exactly. Knows nothing of how the network was trained.
+Promises that the ternary projections are stored exactly, and read back as weights that give the same. Knows nothing of
+how the network was trained.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from models.config import CHAT_TEMPLATE, SPECIAL_TOKENS, TURN_END, Recipe
-from models.network import Network
+from models.network import BLOCK, Network, transformers_name
+from whit.bases.load import load_base
 from whit.bundle.gguf import LlamaShape, WordsToWrite, write_gguf
+from whit.errors import DataError
 
 LICENCE = "Apache-2.0"
 
@@ -47,3 +52,23 @@ def write(recipe: Recipe, network: Network, tokenizer: Any, path: Path) -> Path:
         licence=LICENCE,
         description=f"{recipe.name}: a small English model of whit's own; it knows almost nothing. See its card.",
     )
+
+
+def read(recipe: Recipe, base: str) -> dict[str, torch.Tensor]:
+    """The weights of a published base, by the names of `Network`: to go on where the checkpoints are lost.
+
+    A ternary block is widened by the inverse of its share of non-zeros, since its scale is the mean of all 256: so
+    `ternarise` gives back what the file holds. Raises `DataError` where the base is of another shape.
+    """
+    stored = load_base(base, dtype="float32").model.state_dict()
+    found = {}
+    for name, wanted in Network(recipe.shape).state_dict().items():
+        weight = stored.get(transformers_name(name))
+        if weight is None or weight.shape != wanted.shape:
+            raise DataError(f"{base} is no {recipe.name}: it has no {name} of {list(wanted.shape)}")
+        if recipe.shape.ternary and name.endswith("_proj.weight"):
+            blocks = weight.view(weight.shape[0], -1, BLOCK)
+            share = (blocks != 0).float().mean(dim=-1, keepdim=True).clamp(min=1 / BLOCK)
+            weight = (blocks / share).view_as(weight)
+        found[name] = weight.clone()
+    return found

@@ -40,22 +40,23 @@ class Validation:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and where, none of which changes what a step computes."""
+    """How long, where, and what products are computed in (`float32` or `bfloat16`)."""
 
     folder: Path
     steps: int
     device: str = "cpu"
+    dtype: str = "float32"
     save_seconds: float = 240.0
     report_every: int = 20
     validate_every: int = 250
 
 
-def optimisers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimisers(network: Network, recipe: Recipe, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
     """Muon for the projections, AdamW for the embedding and the norms."""
     matrices = [p for n, p in network.named_parameters() if p.dim() == 2 and not n.startswith("embed")]
     vectors = [p for n, p in network.named_parameters() if p.dim() < 2 or n.startswith("embed")]
     return [
-        Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.matrix_decay),
+        Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.matrix_decay, dtype=dtype),
         torch.optim.AdamW(vectors, lr=recipe.vector_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=False),
     ]
 
@@ -71,11 +72,11 @@ def validation_bits(network: Network, validation: Validation, device: str) -> fl
     return total / count / math.log(2) / validation.bytes_per_token
 
 
-def _step(network: Network, recipe: Recipe, inputs: torch.Tensor, labels: torch.Tensor, device: str) -> float:
+def _step(network: Network, recipe: Recipe, inputs: torch.Tensor, labels: torch.Tensor, plan: Plan) -> float:
     """Gradients of one batch, summed over micro-batches. Returns the mean loss in nats over learned positions."""
     total, counted = 0.0, max(1, int((labels != -100).sum()))
     for ids, learned in zip(inputs.split(recipe.micro_batch), labels.split(recipe.micro_batch), strict=True):
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
+        with torch.autocast(plan.device.split(":")[0], torch.bfloat16, enabled=plan.dtype == "bfloat16"):
             loss = network.loss(ids, learned, reduction="sum") / counted
         loss.backward()
         total += loss.item()
@@ -115,12 +116,14 @@ def pretrain(
     network = Network(recipe.shape)
     network.initialise(recipe.seed)
     identity = recipe.fingerprint() + windows.fingerprint
+    if plan.dtype != "float32":
+        identity += plan.dtype
     if initial is not None:
         network.load_state_dict(initial)
         identity += hashlib.sha256(b"".join(t.numpy(force=True).tobytes() for t in initial.values())).hexdigest()
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     network.to(plan.device)
-    chosen = optimisers(network, recipe)
+    chosen = optimisers(network, recipe, getattr(torch, plan.dtype))
     step, history, spent = 0, [], 0.0
     decay_start = plan.steps - max(1, round(plan.steps * recipe.decay_share))
     found = checkpoint.latest(plan.folder, fingerprint)
@@ -159,7 +162,7 @@ def pretrain(
             for optimiser, rate in zip(chosen, (recipe.matrix_rate, recipe.vector_rate), strict=True):
                 optimiser.param_groups[0]["lr"] = rate * share
             inputs, labels = (torch.from_numpy(part).to(plan.device) for part in windows.batch(step, recipe.batch))
-            loss = _step(network, recipe, inputs, labels, plan.device)
+            loss = _step(network, recipe, inputs, labels, plan)
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip).item()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(

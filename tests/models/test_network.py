@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.config import EENY, MEENY, MEENY_TWIN, Shape
-from models.network import Network, Projection, ternarise
+from models.network import Network, Projection, attend, ternarise
 
 TERNARY = Shape(hidden=256, ffn=256, layers=1, heads=4, kv_heads=2, head=64, vocabulary=64, context=32, ternary=True)
 
@@ -82,3 +82,16 @@ def test_sizes_are_those_of_the_plan(recipe, least, most):
 def test_more_positions_than_the_context_are_refused(recipe):
     with pytest.raises(ValueError, match="context"):
         Network(recipe.shape)(torch.zeros(1, 65, dtype=torch.long))
+
+
+def test_attention_in_bfloat16_is_that_of_float32_rounded():
+    generator = torch.Generator().manual_seed(4)
+    q, k, v = (torch.randn(2, 3, 40, 16, generator=generator).requires_grad_() for _ in range(3))
+    expected = attend(q, k, v)
+    wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(q, k, v)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0.03)
+    for mine, theirs in zip(torch.autograd.grad(found.float().square().sum(), (q, k, v)), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=0.2, rtol=0.1)

@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from models.config import EENY, MEENY, Shape
 from models.network import Network
-from models.package import write
+from models.package import read, write
 from models.prepare import TOKENIZER
 from models.tokens import load_tokenizer
 from whit.bases import load_base
+from whit.errors import DataError
 
 SMALL = Shape(hidden=256, ffn=512, layers=2, heads=4, kv_heads=2, head=64, context=32, ternary=True)
 
@@ -56,3 +57,18 @@ def test_special_tokens_and_template_arrive(tokenizer, tmp_path):
     text = "<|im_start|>user\nIt's 7  o'clock\n\n in 1999<|im_end|>\n"
     assert base.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
     assert base.template.takes_system
+
+
+@pytest.mark.parametrize("ternary", [False, True])
+def test_a_published_file_is_where_training_can_go_on(ternary, tokenizer, tmp_path):
+    recipe = replace(MEENY, shape=replace(SMALL, ternary=ternary))
+    network = Network(recipe.shape)
+    network.initialise(2)
+    path = write(recipe, network, tokenizer, tmp_path / "x.gguf")
+    again = Network(recipe.shape)
+    again.load_state_dict(read(recipe, str(path)))
+    stored = load_base(path, dtype="float32").model.state_dict()
+    for name, weight in again.state_for_transformers().items():
+        assert torch.equal(weight, stored[name]), name
+    with pytest.raises(DataError, match="is no eeny"):
+        read(EENY, str(path))

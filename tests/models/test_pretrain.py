@@ -42,11 +42,12 @@ class StopAt:
         return self.windows.batch(step, size)
 
 
-def test_resumed_equals_unbroken_to_the_bit(recipe, windows, tmp_path):
-    whole = train(recipe, windows, tmp_path / "whole", 12)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resumed_equals_unbroken_to_the_bit(recipe, windows, tmp_path, dtype):
+    whole = train(recipe, windows, tmp_path / "whole", 12, dtype=dtype)
     with pytest.raises(Interrupted, match="step 6"):
-        train(recipe, StopAt(windows, 5), tmp_path / "broken", 12)
-    assert same(whole, train(recipe, windows, tmp_path / "broken", 12))
+        train(recipe, StopAt(windows, 5), tmp_path / "broken", 12, dtype=dtype)
+    assert same(whole, train(recipe, windows, tmp_path / "broken", 12, dtype=dtype))
     first, second = ((tmp_path / n / "curve.csv").read_text().splitlines() for n in ("whole", "broken"))
     strip = [[row.split(",")[:5] for row in rows] for rows in (first, second)]  # all but the seconds
     assert strip[0] == strip[1] and len(first) == 13
@@ -144,6 +145,12 @@ def test_a_checkpoint_of_another_recipe_is_refused(recipe, windows, tmp_path):
     train(recipe, windows, tmp_path, 2)
     with pytest.raises(TrainingError, match="another recipe"):
         train(replace(recipe, seed=99), windows, tmp_path, 2)
+
+
+def test_a_checkpoint_of_another_number_type_is_refused(recipe, windows, tmp_path):
+    train(recipe, windows, tmp_path, 2)
+    with pytest.raises(TrainingError, match="another recipe"):
+        train(recipe, windows, tmp_path, 4, dtype="bfloat16")
 
 
 def test_micro_batches_do_not_make_another_recipe(recipe):
