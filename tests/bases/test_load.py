@@ -104,7 +104,8 @@ def test_ternary_weights(tmp_path: Path) -> None:
     base = load_base(path)
     W = base.weight("model.layers.1.mlp.down_proj")
     assert all(len(row.unique()) <= 3 for row in W)
-    assert torch.equal(W, base.model.get_submodule("model.layers.1.mlp.down_proj").weight.float())
+    loaded = base.model.get_submodule("model.layers.1.mlp.down_proj").weight
+    assert torch.equal(W.to(loaded.dtype), loaded)  # bfloat16 where this machine is faster in it
 
 
 def test_every_weight_is_the_file_s_whatever_the_type_loaded(tiny_gguf: Callable[[str], Path]) -> None:
