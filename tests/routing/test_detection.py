@@ -289,6 +289,16 @@ def test_looking_first_misses_nothing(text: str) -> None:
     assert list(normalise.base64s(text)) == [match.group() for match in normalise._BASE64.finditer(text)]
 
 
+@given(_TEXTS)
+@settings(max_examples=200, deadline=None)
+def test_looking_first_misses_nothing_that_is_encoded(text: str) -> None:
+    found = [(view.text, normalise.opaque(view)) for view in normalise.decodings(View(text))]
+    with pytest.MonkeyPatch.context() as patch:  # as if every text were full of digits and of what is long
+        patch.setattr(View, "count", 10**6)
+        patch.setattr(View, "long", True)
+        assert [(view.text, normalise.opaque(view)) for view in normalise.decodings(View(text))] == found
+
+
 @given(st.text(max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_a_table_makes_the_same_plain_text_as_looking_at_each_character(text: str) -> None:

@@ -68,3 +68,15 @@ def test_what_was_said_has_neither_numbers_nor_the_apis_own_words() -> None:
 def test_prompt_and_size() -> None:
     assert read().prompt() == "hello" and read().size >= 5
     assert read(max_completion_tokens=7, max_tokens=9).max_tokens == 7
+
+
+def test_what_is_sent_is_what_was_looked_through() -> None:
+    given: dict[str, Any] = {"temperature": 0.5, "stop": ['\u00e9"\\'], "max_completion_tokens": 7, "max_tokens": 9}
+    request = read(**given, n=1, user="not this")
+    sent = json.loads(request.written(model="m", max_completion_tokens=3))
+    kept = {"messages": ONE, "temperature": 0.5, "stop": given["stop"]}
+    assert sent == {"model": "m", "max_completion_tokens": 3, **kept}
+    assert request.limit == "max_completion_tokens" and read(max_tokens=2).limit == read().limit == "max_tokens"
+    assert request.body() == {**kept, "max_completion_tokens": 7, "max_tokens": 9}
+    request.body()["messages"].clear()
+    assert request.body()["messages"] == ONE and {"7", "9"} <= set(request.texts())

@@ -152,6 +152,115 @@ def test_an_answer_is_not_unpacked_and_one_left_half_read_is_not_used_again() ->
     run(work)
 
 
+def test_what_only_says_that_an_answer_will_come_is_passed_over() -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"
+
+    async def work() -> None:
+        async with Server(b"HTTP/1.1 100 Continue\r\n\r\n" + early + OK, early * 5000 + OK) as server, opened() as at:
+            url = f"http://127.0.0.1:{server.port}/"
+            assert await read(at, url) == (200, b"{}")
+            with pytest.raises(BrokenOff):  # not for ever
+                await read(at, url)
+
+    run(work)
+
+
+def test_an_answer_without_a_length_ends_with_its_connection() -> None:
+    async def work() -> None:
+        async with Server(b"HTTP/1.1 200 OK\r\n\r\nall of it, CUT", OK) as server, opened() as at:
+            url = f"http://127.0.0.1:{server.port}/"
+            assert await read(at, url) == (200, b"all of it, CUT")
+            assert await read(at, url) == (200, b"{}") and server.connections == 2
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    "answer", [OK + OK, OK + b"HTTP/1.1 2", OK.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")],
+    ids=["two answers", "one and a half", "it says that it closes"],
+)  # fmt: skip
+def test_a_connection_that_is_not_clean_is_not_used_again(answer: bytes) -> None:
+    async def work() -> None:
+        async with Server(answer, OK) as server, opened() as at:
+            url = f"http://127.0.0.1:{server.port}/"
+            with contextlib.suppress(BrokenOff):
+                assert await read(at, url) == (200, b"{}")
+            assert await read(at, url) == (200, b"{}") and server.connections == 2
+
+    run(work)
+
+
+def test_what_is_said_unasked_is_no_answer_to_the_next_request() -> None:
+    async def work() -> None:
+        writers = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            while await reader.readuntil(b"hello"):
+                writer.write(OK)
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with opened() as at:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            assert await read(at, url) == (200, b"{}")
+            writers[0].write(OK.replace(b"{}", b"[]"))
+            await asyncio.sleep(0.05)
+            assert await read(at, url) == (200, b"{}") and len(writers) == 2
+        server.close()
+
+    run(work)
+
+
+def test_what_nobody_takes_is_not_read() -> None:
+    async def work() -> None:
+        sent = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal sent
+            await reader.readuntil(b"hello")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 64000000\r\n\r\n")
+            for _ in range(1000):
+                writer.write(b"x" * 64_000)
+                await writer.drain()
+                sent += 64_000
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with opened() as at:
+            found = await at.post(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", {}, b"hello")
+            await asyncio.sleep(0.3)
+            assert sent < 32_000_000, "what the system's buffers hold, and no more"
+            assert len(b"".join([chunk async for chunk in found.chunks()])) == 64_000_000
+        server.close()
+
+    run(work)
+
+
+def test_a_header_is_one_line() -> None:
+    async def work() -> None:
+        async with Server(OK) as server, opened() as at:
+            for headers in ({"x": "a\r\ny: b"}, {"x\n": "a"}, {"x": "\u0107"}):
+                with pytest.raises(BrokenOff):
+                    await at.post(f"http://127.0.0.1:{server.port}/", headers, b"")
+            assert not server.requests
+
+    run(work)
+
+
+def test_idle_connections_are_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "_KEPT", 0.1)
+
+    async def work() -> None:
+        async with Server(OK) as server, opened() as at:
+            url = f"http://127.0.0.1:{server.port}/"
+            assert await read(at, url) == await read(at, url) == (200, b"{}") and server.connections == 1
+            await asyncio.sleep(0.3)
+            (place,) = at._places.values()
+            assert not place._idle and not place._all
+            assert await read(at, url) == (200, b"{}") and server.connections == 2
+
+    run(work)
+
+
 def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not shutil.which("openssl"):
         pytest.skip("openssl, which makes the certificate, is not here")

@@ -23,12 +23,15 @@ class Shape:
     """A pattern, and texts of which one must be in what it matches (in lower case where it ignores case).
 
     `reach`: how far a match goes at most before and after the beginning of such a text; None where that is far.
+    `run`: whether every match has `RUN` characters of a key in a row; `signs`: of which every match has one.
     """
 
     pattern: re.Pattern[str]
     anchors: tuple[str, ...]
     any_case: bool = False
     reach: tuple[int, int] | None = None
+    run: bool = True
+    signs: tuple[str, ...] = ()
 
     def find(self, text: str, low: str) -> Iterator[Span]:
         """The matches in `text`, of which `low` is the folded form, looked for only where one can be."""
@@ -52,17 +55,33 @@ class Shapes:
 
     def __init__(self, *shapes: Shape) -> None:
         self.shapes = shapes
-        self._anchors = [
-            tuple(anchor for shape in shapes if shape.any_case == any_case for anchor in shape.anchors)
-            for any_case in (False, True)
-        ]
+        anchors: dict[tuple[bool, tuple[str, ...], bool], tuple[str, ...]] = {}
+        for shape in shapes:
+            alike = shape.run, shape.signs, shape.any_case
+            anchors[alike] = anchors.get(alike, ()) + shape.anchors
+        self._anchors = [(*alike, some) for alike, some in anchors.items()]
 
-    def find(self, text: str, low: str) -> Iterator[Span]:
-        """The matches of each in turn."""
-        cased, uncased = self._anchors
-        if any(map(text.__contains__, cased)) or any(map(low.__contains__, uncased)):
-            for shape in self.shapes:
-                yield from shape.find(text, low)
+    def find(self, text: str, low: str, run: bool = True) -> Iterator[Span]:
+        """The matches of each in turn. `low` is the folded text, `run` whether it has a run as `has_run` says."""
+        for needs_run, signs, any_case, anchors in self._anchors:
+            if (run or not needs_run) and (not signs or any(map(text.__contains__, signs))):
+                looked = low if any_case else text
+                if any(map(looked.__contains__, anchors)):
+                    break
+        else:
+            return
+        for shape in self.shapes:
+            yield from shape.find(text, low)
+
+
+RUN = 13
+_PLAIN = bytes(46 if chr(code).isalnum() or chr(code) in "+/_-.~?" else 32 for code in range(128)) + b" " * 128
+
+
+def has_run(text: str, replaced: bytes | None = None) -> bool:
+    """Whether `RUN` letters, digits and signs that keys are made of stand in a row; what is not ASCII counts as one."""
+    raw = text.encode("ascii", "replace") if replaced is None else replaced
+    return b"." * RUN in raw.translate(_PLAIN)
 
 
 def merged(spans: Iterable[Span]) -> Iterator[Span]:
@@ -90,7 +109,7 @@ _KEYS = Shapes(
     Shape(re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,200}"), ("xox",)),
     Shape(re.compile(r"\bAIza[0-9A-Za-z_-]{35}"), ("AIza",)),
     Shape(re.compile(r"\beyJ[A-Za-z0-9_-]{10,2000}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,1000}"), ("eyJ",)),
-    Shape(re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"), ("-----BEGIN ",)),
+    Shape(re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"), ("-----BEGIN ",), run=False),
     Shape(
         re.compile(
             r"\b(?i:api[_-]?key|secret|access[_-]?token|password|passwd)\b['\"]?\s{0,3}[:=]\s{0,3}['\"]?"
@@ -99,6 +118,8 @@ _KEYS = Shapes(
         ("apikey", "api_key", "api-key", "secret", "accesstoken", "access_token", "access-token", "passw"),
         any_case=True,
         reach=(1, 300),
+        run=False,
+        signs=(":", "="),
     ),
 )
 # What a pattern that ignores case takes for an ASCII letter though lower case does not make it one.
@@ -122,9 +143,12 @@ def folded(text: str) -> str:
     return text.lower()
 
 
-def keys(text: str, low: str | None = None) -> Iterator[Span]:
-    """Where API keys, private keys and passwords that are named so stand; `low` is the folded text, where known."""
-    yield from _KEYS.find(text, folded(text) if low is None else low)
+def keys(text: str, low: str | None = None, run: bool = True) -> Iterator[Span]:
+    """Where API keys, private keys and passwords that are named so stand.
+
+    `low` is the folded text, where known; `run` is False where `has_run` says so.
+    """
+    return _KEYS.find(text, folded(text) if low is None else low, run)
 
 
 def find(text: str) -> Iterator[tuple[str, int, int]]:

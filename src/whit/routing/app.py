@@ -13,7 +13,7 @@ import hmac
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Any
 from whit.routing.config import Tenant, is_loopback
 from whit.routing.errors import Refused
 from whit.routing.gateway import Gateway, Served
+from whit.routing.limits import within
 from whit.routing.request import ChatRequest, compact, read_completion, read_request
 from whit.routing.resilience import Idempotency
 from whit.routing.tiers.answer import End, Piece
@@ -32,7 +33,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _BODY_SECONDS = 30.0
 _MODEL = "/v1/models/"
-_SINGLE = ("authorization", "x-whit-label", "x-whit-timeout", "idempotency-key", "host", "content-type", "origin")
+_LOOKED_AT = {name.encode(): name for name in (
+    "authorization", "x-whit-label", "x-whit-timeout", "idempotency-key", "host", "content-type", "content-encoding",
+    "origin",
+)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,22 @@ class Api:
     prefix: str
     whole: str
     chunk: str
+
+
+@dataclass(slots=True)
+class Call:
+    """One request as it came.
+
+    `left`, where the server has it, is told what to call when the client leaves; `reply` sends a whole answer, or says
+    that it must be sent by `send`.
+    """
+
+    headers: dict[str, str]
+    tenant: Tenant
+    receive: Receive
+    send: Send
+    left: Callable[[Callable[[], None] | None], None] | None = None
+    reply: Callable[[int, list[tuple[bytes, bytes]], bytes], bool] | None = None
 
 
 CHAT = Api(read_request, "chatcmpl", "chat.completion", "chat.completion.chunk")
@@ -79,7 +99,7 @@ class App:
             if handler is None:
                 known = any(path == scope["path"] for _, path in self.routes)
                 raise Refused(405 if known else 404, "not_found", "there is no such path or method here")
-            await handler(headers, tenant, receive, send)
+            await handler(Call(headers, tenant, receive, send, scope.get("whit.left"), scope.get("whit.reply")))
         except Refused as error:
             await _json(send, error.status, _error(error))
         except Exception as error:
@@ -110,40 +130,43 @@ class App:
             raise Refused(403, "forbidden", "without a token only this machine is answered")
         return found
 
-    async def _ask(self, api: Api, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    async def _ask(self, api: Api, call: Call) -> None:
+        headers = call.headers
+        kind = headers.get("content-type", "")
+        if kind != "application/json" and kind.partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "unsupported_media_type", "content-type must be application/json")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise Refused(415, "unsupported_media_type", "packed bodies are not read")
-        raw = await _body(receive, self.gateway.state.config.largest_body)
+        raw = await _body(call.receive, self.gateway.state.config.largest_body)
         request = api.read(raw)
-        label = headers.get("x-whit-label")
-        seconds = _seconds(headers.get("x-whit-timeout"))
         key = headers.get("idempotency-key")
         if key is None:
-            await self._answer(api, request, tenant, label, seconds, receive, send)
+            await self._answer(api, request, call)
             return
         if not 1 <= len(key) <= 255:
             raise Refused(400, "invalid_request_error", "Idempotency-Key must have 1 to 255 characters")
+        label = headers.get("x-whit-label", "")
         kept, mine = self.idempotency.enter(
-            tenant.name, key, b"\0".join((api.whole.encode(), raw, (label or "").encode()))
+            call.tenant.name, key, b"\0".join((api.whole.encode(), raw, label.encode()))
         )
         if not mine:
             for message in await asyncio.shield(kept):
-                await send(message)
+                await call.send(message)
             return
         said: list[MutableMapping[str, Any]] = []
+        send = call.send
 
         async def keep(message: MutableMapping[str, Any]) -> None:
             said.append(message)
             await send(message)
 
+        call.send, call.reply = keep, None
         try:
-            if not await self._answer(api, request, tenant, label, seconds, receive, keep):
+            if not await self._answer(api, request, call):
                 raise Refused(499, "client_left", "the client left")
             kept.set_result(said)
         except BaseException as error:
-            self.idempotency.forget(tenant.name, key)
+            self.idempotency.forget(call.tenant.name, key)
             if not isinstance(error, Refused) or error.code == "client_left":
                 kept.set_exception(Refused(409, "idempotency_error", "the first request with this key was cut off"))
             else:
@@ -151,52 +174,51 @@ class App:
             kept.exception()  # nobody may be waiting for it
             raise
 
-    async def _answer(
-        self, api: Api, request: ChatRequest, tenant: Tenant, label: str | None, seconds: float | None,
-        receive: Receive, send: Send,
-    ) -> bool:  # fmt: skip
+    async def _answer(self, api: Api, request: ChatRequest, call: Call) -> bool:
         """Answer, unless the client leaves first: then the work ends too. Whether it was answered."""
         here = asyncio.current_task()
         left = False
 
-        def leave(watch: asyncio.Task[None]) -> None:
+        def leave() -> None:
             nonlocal left
-            if here is not None and not watch.cancelled():
+            if here is not None:
                 left = True
                 here.cancel()
 
-        gone = asyncio.ensure_future(_left(receive))
-        gone.add_done_callback(leave)
+        stop = _watched(call, leave)
         try:
-            await self._work(api, request, tenant, label, seconds, send)
+            await self._work(api, request, call)
             return True
         except asyncio.CancelledError:
             if here is None or not left or here.uncancel() > 0:
                 raise
             return False
         finally:
-            gone.remove_done_callback(leave)
-            gone.cancel()
+            stop()
 
-    async def _work(
-        self, api: Api, request: ChatRequest, tenant: Tenant, label: str | None, seconds: float | None, send: Send
-    ) -> None:
-        served = await self.gateway.serve(request, tenant, label, seconds)
+    async def _work(self, api: Api, request: ChatRequest, call: Call) -> None:
+        headers = call.headers
+        served = await self.gateway.serve(
+            request, call.tenant, headers.get("x-whit-label"), _seconds(headers.get("x-whit-timeout"))
+        )
         head = {"id": f"{api.prefix}-{random.getrandbits(96):024x}", "created": int(time.time()), "model": served.tier}
+        if served.pieces is None:
+            content = compact(_whole(api, served.ready, head)).encode()
+            about = {"content-type": "application/json", "content-length": str(len(content)), **_about(served)}
+            if call.reply is None or not call.reply(200, _raw(about), content):
+                await _send(call.send, 200, content, about)
+            return
         async with aclosing(served.pieces) as pieces:  # type: ignore[type-var]
-            if request.stream:
-                await _stream(api, send, pieces, head, request, served)
-            else:
-                await _json(send, 200, await _whole(api, pieces, head), _about(served))
+            await _stream(api, call.send, pieces, head, request, served)
 
-    async def _models(self, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
-        data = [_described(name) for name in self._names(tenant)]
-        await _json(send, 200, {"object": "list", "data": data})
+    async def _models(self, call: Call) -> None:
+        data = [_described(name) for name in self._names(call.tenant)]
+        await _json(call.send, 200, {"object": "list", "data": data})
 
-    async def _model(self, name: str, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
-        if name not in self._names(tenant):
+    async def _model(self, name: str, call: Call) -> None:
+        if name not in self._names(call.tenant):
             raise Refused(404, "model_not_found", "there is no such model here; GET /v1/models lists them")
-        await _json(send, 200, _described(name))
+        await _json(call.send, 200, _described(name))
 
     def _names(self, tenant: Tenant) -> list[str]:
         """What a tenant may name as its model."""
@@ -205,15 +227,15 @@ class App:
         names = ["auto", *config.routes, *(tier.name for tier in config.tiers if tier.name in allowed)]
         return list(dict.fromkeys(names))
 
-    async def _metrics(self, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
+    async def _metrics(self, call: Call) -> None:
         text = self.gateway.metrics.text(self.gateway.ledger.lost if self.gateway.ledger else 0)
-        await _send(send, 200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
+        await _plain(call.send, 200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
-    async def _health(self, headers: dict[str, str], tenant: Tenant, receive: Receive, send: Send) -> None:
+    async def _health(self, call: Call) -> None:
         state = self.gateway.state
         tiers = {name: "resting" if breaker.open else "ok" for name, breaker in state.breakers.items()}
         lost = self.gateway.ledger.lost if self.gateway.ledger else 0
-        await _json(send, 200, {"status": "ok", "tiers": tiers, "ledger_lost": lost})
+        await _json(call.send, 200, {"status": "ok", "tiers": tiers, "ledger_lost": lost})
 
     async def _life(self, receive: Receive, send: Send) -> None:
         while True:
@@ -227,12 +249,14 @@ class App:
 
 
 def _headers(scope: Scope) -> dict[str, str]:
+    """Those that are looked at."""
     found: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        if name in found and name in _SINGLE:
-            raise Refused(400, "invalid_request_error", f"the header {name} is there twice")
-        found[name] = value
+        name = _LOOKED_AT.get(raw_name.lower())
+        if name is not None:
+            if name in found:
+                raise Refused(400, "invalid_request_error", f"the header {name} is there twice")
+            found[name] = raw_value.decode("latin-1")
     return found
 
 
@@ -241,7 +265,7 @@ async def _body(receive: Receive, most: int) -> bytes:
     size, until = 0, asyncio.get_running_loop().time() + _BODY_SECONDS
     while True:
         try:
-            async with asyncio.timeout_at(until):
+            with within(until):
                 message = await receive()
         except TimeoutError as error:
             raise Refused(408, "request_timeout", "the body did not come in time") from error
@@ -253,6 +277,25 @@ async def _body(receive: Receive, most: int) -> bytes:
             raise Refused(413, "request_too_large", f"the body is larger than {most:,} bytes")
         if not message.get("more_body"):
             return b"".join(parts)
+
+
+def _watched(call: Call, leave: Callable[[], None]) -> Callable[[], None]:
+    """Have `leave` called when the client leaves, until what this gives is called."""
+    if call.left is not None:
+        call.left(leave)
+        return partial(call.left, None)
+    watch = asyncio.ensure_future(_left(call.receive))  # of another server only a task hears
+
+    def over(watch: asyncio.Task[None]) -> None:
+        if not watch.cancelled():
+            leave()
+
+    def stop() -> None:
+        watch.remove_done_callback(over)
+        watch.cancel()
+
+    watch.add_done_callback(over)
+    return stop
 
 
 async def _left(receive: Receive) -> None:
@@ -272,11 +315,11 @@ def _seconds(text: str | None) -> float | None:
     return seconds
 
 
-async def _whole(api: Api, pieces: AsyncIterator[Piece | End], head: dict[str, Any]) -> dict[str, Any]:
+def _whole(api: Api, pieces: Iterable[Piece | End], head: dict[str, Any]) -> dict[str, Any]:
     text: list[str] = []
     tools: dict[int, dict[str, Any]] = {}
     end = End()
-    async for piece in pieces:
+    for piece in pieces:
         if isinstance(piece, End):
             end = piece
         elif piece.tool is not None:
@@ -364,13 +407,16 @@ def _error(error: Refused) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": kind, "code": error.code, "param": None}}
 
 
-async def _json(send: Send, status: int, body: Any, more: dict[str, str] | None = None) -> None:
-    await _send(send, status, compact(body).encode(), "application/json", more)
+async def _json(send: Send, status: int, body: Any) -> None:
+    await _plain(send, status, compact(body).encode(), "application/json")
 
 
-async def _send(send: Send, status: int, content: bytes, kind: str, more: dict[str, str] | None = None) -> None:
-    headers = _raw({"content-type": kind, "content-length": str(len(content)), **(more or {})})
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+async def _plain(send: Send, status: int, content: bytes, kind: str) -> None:
+    await _send(send, status, content, {"content-type": kind, "content-length": str(len(content))})
+
+
+async def _send(send: Send, status: int, content: bytes, headers: dict[str, str]) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": _raw(headers)})
     await send({"type": "http.response.body", "body": content, "more_body": False})
 
 

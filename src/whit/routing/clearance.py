@@ -21,6 +21,7 @@ from whit.routing.masking import Masks
 from whit.routing.request import ChatRequest
 
 _SEAL: Final = object()
+_set = object.__setattr__
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,12 @@ class Clearance:
     ) -> None:
         if seal is not _SEAL:
             raise NotCleared("only the gate makes a clearance")
-        for name, value in (
-            ("_id", f"{random.getrandbits(64):016x}"),  # a name, no secret
-            ("_plain", frozenset(plain)),
-            ("_masked", frozenset(masked)),
-            ("_kinds", frozenset(kinds)),
-            ("_reasons", tuple(reasons)),
-            ("_causes", tuple(causes)),
-        ):
-            object.__setattr__(self, name, value)
+        _set(self, "_id", f"{random.getrandbits(64):016x}")  # a name, no secret
+        _set(self, "_plain", frozenset(plain))
+        _set(self, "_masked", frozenset(masked))
+        _set(self, "_kinds", frozenset(kinds))
+        _set(self, "_reasons", tuple(reasons))
+        _set(self, "_causes", tuple(causes))
 
     def __init_subclass__(cls) -> NoReturn:
         raise TypeError("a clearance has no kinds")
@@ -156,8 +154,10 @@ class Cleared:
     ) -> None:
         if seal is not _SEAL:
             raise NotCleared("only the gate clears a request")
-        for name, value in (("clearance", clearance), ("_plain", plain), ("_masked", masked), ("_masks", masks)):
-            object.__setattr__(self, name, value)
+        _set(self, "clearance", clearance)
+        _set(self, "_plain", plain)
+        _set(self, "_masked", masked)
+        _set(self, "_masks", masks)
 
     def __init_subclass__(cls) -> NoReturn:
         raise TypeError("a cleared request has no kinds")
@@ -185,13 +185,14 @@ class Gate:
     """The only maker of clearances.
 
     `inside` are the tiers whose requests never leave the building; `scan` looks through a request's texts, all of them
-    and those that somebody said.
+    and those that somebody said, where it `hears` them.
     """
 
     def __init__(
-        self, tiers: Sequence[str], inside: Iterable[str], scan: Callable[[Sequence[str], Sequence[str]], Scan]
-    ) -> None:
-        self._tiers, self._inside, self._scan = tuple(tiers), frozenset(inside), scan
+        self, tiers: Sequence[str], inside: Iterable[str], scan: Callable[[Sequence[str], Sequence[str]], Scan],
+        *, hears: bool = True,
+    ) -> None:  # fmt: skip
+        self._tiers, self._inside, self._scan, self._hears = tuple(tiers), frozenset(inside), scan, hears
 
     def clear(self, request: ChatRequest, policies: Sequence[tuple[str, Policy]]) -> Cleared:
         """Clear a request under every one of `policies` (what declared it, the policy); the narrowest wins."""
@@ -202,7 +203,7 @@ class Gate:
         if request.opaque:
             return Scan(failed="a part of it is not text, so it could not be looked at")
         try:
-            said = request.said()
+            said = request.said() if self._hears else ()
             return self._scan(request.texts(), said if masks is None else [masks.blank(text) for text in said])
         except Exception as error:
             return Scan(failed=f"the detectors failed ({type(error).__name__})")

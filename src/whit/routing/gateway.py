@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 from whit.routing.choosing import Choice, load_choice
@@ -42,13 +43,16 @@ class State:
     ) -> None:
         self.config, self.users = config, 0
         self.scanner = Scanner(config.detection, hook)
-        self.gate = Gate([tier.name for tier in config.tiers], config.inside, self.scanner)
+        self.gate = Gate([tier.name for tier in config.tiers], config.inside, self.scanner, hears=self.scanner.slow)
         self.rooms = {tier.name: LocalRoom(tier, load_local) for tier in config.tiers if tier.kind == "whit"}
         self.wires = {
             tier.name: Wire(tier, largest=config.largest_answer, transport=transport)
             for tier in config.tiers
             if tier.kind != "whit"
         }
+        self.dearest = config.dearest
+        self.tiers = {tier.name: tier for tier in config.tiers}
+        self.signals: dict[tuple[str | None, bool], Signals | None] = {}
         self.breakers = {tier.name: Breaker() for tier in config.tiers}
         self.choice: Choice | None = load_choice(config.choice) if config.choice else None
         self.thinking: ThreadPoolExecutor | None = None
@@ -62,6 +66,13 @@ class State:
             return LocalClient(self.rooms[tier], cleared.clearance)
         return RemoteClient(self.wires[tier], cleared.clearance)
 
+    def held_to(self, route: Route | None, request: ChatRequest) -> Signals | None:
+        """What a local answer to a request is held to, if to anything."""
+        what = (None if route is None else route.name), request.wants_json
+        if what not in self.signals:
+            self.signals[what] = signals_of(self.config, route, request) or None
+        return self.signals[what]
+
     async def close(self) -> None:
         """Once its last request ended, close what it holds."""
         while self.users:
@@ -74,17 +85,18 @@ class State:
             await wire.close()
 
 
-@dataclass
+@dataclass(slots=True)
 class Served:
-    """An answer on its way: `pieces` ends with an `End`."""
+    """An answer: `ready` is all of it, or `pieces` is on its way and ends with an `End`."""
 
     tier: str
     cleared: Cleared
     reason: str
-    pieces: AsyncIterator[Piece | End]
+    ready: list[Piece | End]
+    pieces: AsyncIterator[Piece | End] | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Case:
     """What is known of a request while it is served."""
 
@@ -98,6 +110,64 @@ class _Case:
     notes: list[str] = field(default_factory=list)
     attempts: int = 0
     spent: float = 0.0
+
+
+class Meter:
+    """Tells the breaker and the budget how one attempt went, from its pieces; a block around it."""
+
+    __slots__ = ("_breaker", "_budgets", "_case", "_cost", "_count", "_most", "_reservation", "_tier", "_told")
+
+    def __init__(
+        self, budgets: Budgets, case: _Case, tier: Tier, breaker: Breaker, reservation: Reservation, most: int
+    ) -> None:
+        self._budgets, self._case, self._tier, self._breaker = budgets, case, tier, breaker
+        self._reservation, self._most = reservation, most
+        self._count, self._cost, self._told = 0, 0.0, False
+
+    def see(self, piece: Piece | End) -> None:
+        """One more piece. Raises `TierFailed` where there are more than can be."""
+        if isinstance(piece, End):
+            self._breaker.success()
+            self._told = True
+            known = piece.tokens_in is not None and piece.tokens_out is not None
+            self._cost = (
+                self._tier.cost(piece.tokens_in or 0, piece.tokens_out or 0) if known else self._reservation.amount
+            )
+            return
+        self._count += 1
+        if self._count > 1.5 * self._most + 64:
+            raise TierFailed(
+                "tier_overran", f"tier {self._tier.name} said more than it was asked for", again=False, billed=True
+            )
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, TierFailed):
+            self._told = True
+            self._cost = self._reservation.amount if error.billed or self._count else 0.0
+            if error.code in _NOT_ITS_FAULT:
+                self._breaker.success()
+            elif error.code == "tier_full":  # it was not asked at all
+                self._breaker.neither()
+            else:
+                self._breaker.failure()
+        if not self._told:  # the client went away: the tier stops too, so what came so far is what it cost
+            self._breaker.neither()
+            self._cost = min(self._reservation.amount, self._tier.cost(self._case.request.size, self._count + 8))
+        self._case.spent += self._cost
+        self._budgets.settle(self._reservation, self._cost)
+
+
+async def _metered(pieces: AsyncIterator[Piece | End], meter: Meter) -> AsyncIterator[Piece | End]:
+    with meter:
+        async with aclosing(pieces) as source:  # type: ignore[type-var]
+            async for piece in source:
+                meter.see(piece)
+                yield piece
 
 
 class Gateway:
@@ -152,13 +222,16 @@ class Gateway:
             for cause in cleared.clearance.causes:
                 self.metrics.add("whit_kept_inside_total", cause=cause)
             try:
-                return await self._first(state, case)
+                served = await self._first(state, case)
             except Refused as error:
                 self._write(state, case, "", error.code, str(error), None)
                 raise
         except BaseException:
             state.users -= 1
             raise
+        if served.pieces is None:
+            state.users -= 1
+        return served
 
     async def _first(self, state: State, case: _Case) -> Served:
         chance = await guess(state, case.request, case.cleared, case.route, case.until)
@@ -166,26 +239,27 @@ class Gateway:
         reason = "; ".join([first, *case.cleared.clearance.reasons])
         kept: tuple[str, list[Piece | End]] | None = None
         last: Refused | None = None
-        signals = signals_of(state.config, case.route, case.request)
+        signals = state.held_to(case.route, case.request)
         for place, name in enumerate(order):
-            tier = state.config.tier(name)
-            judged = bool(signals) and tier.kind == "whit" and place + 1 < len(order) and kept is None
+            tier = state.tiers[name]
+            held_to = signals if tier.kind == "whit" and place + 1 < len(order) and kept is None else None
             try:
-                pieces, ready = await self._ask(state, case, tier, whole=judged or not case.request.stream)
+                pieces, ready = await self._ask(state, case, tier, whole=held_to is not None or not case.request.stream)
             except Refused as error:
                 last = error
                 case.notes.append(f"{name}: {error.code}")
                 continue
-            if judged and (doubt := await self._doubt(state, case, tier, signals, ready)) is not None:
+            doubt = None if held_to is None else await self._doubt(state, case, tier, held_to, ready)
+            if doubt is not None:
                 kept = (name, ready)
                 case.notes.append(f"{name}: {doubt}")
                 continue
             why = "; ".join([reason, *case.notes])
-            return Served(name, case.cleared, why, self._through(state, case, tier, pieces, ready, why))
+            return self._served(state, case, tier, pieces, ready, why)
         if kept is not None:  # an unsure answer is better than none
-            tier = state.config.tier(kept[0])
+            tier = state.tiers[kept[0]]
             why = "; ".join([reason, *case.notes, "no other tier answered"])
-            return Served(tier.name, case.cleared, why, self._through(state, case, tier, None, kept[1], why))
+            return self._served(state, case, tier, None, kept[1], why)
         raise self._nobody(state, case, order, last)
 
     async def _doubt(
@@ -223,12 +297,17 @@ class Gateway:
                 raise Refused(429, "insufficient_quota", f"the budget of {case.tenant.name} does not hold this")
             case.attempts += 1
             adapter = case.route.adapter if case.route else None
-            pieces = self._metered(
-                state.client(tier.name, case.cleared).answer(case.cleared, Ask(left, most, adapter, sample)),
-                case, tier, breaker, reservation, most,
-            )  # fmt: skip
+            client, ask = state.client(tier.name, case.cleared), Ask(left, most, adapter, sample)
+            meter = Meter(self.budgets, case, tier, breaker, reservation, most)
             try:
-                ready: list[Piece | End] = []
+                if whole and not sent.stream and isinstance(client, RemoteClient):
+                    with meter:
+                        ready = await client.whole(case.cleared, ask)
+                        for piece in ready:
+                            meter.see(piece)
+                    return None, ready
+                pieces = _metered(client.answer(case.cleared, ask), meter)
+                ready = []
                 async for piece in pieces:
                     ready.append(piece)
                     if not whole:
@@ -242,49 +321,24 @@ class Gateway:
                 attempt += 1
                 await asyncio.sleep(wait)
 
-    async def _metered(
-        self,
-        pieces: AsyncIterator[Piece | End],
-        case: _Case,
-        tier: Tier,
-        breaker: Breaker,
-        reservation: Reservation,
-        most: int,
-    ) -> AsyncIterator[Piece | End]:
-        """The pieces, with the breaker and the budget told how it went."""
-        count, cost, told = 0, 0.0, False
-        try:
-            async with aclosing(pieces) as source:  # type: ignore[type-var]
-                async for piece in source:
-                    if isinstance(piece, End):
-                        breaker.success()
-                        told = True
-                        known = piece.tokens_in is not None and piece.tokens_out is not None
-                        cost = tier.cost(piece.tokens_in or 0, piece.tokens_out or 0) if known else reservation.amount
-                    else:
-                        count += 1
-                        if count > 1.5 * most + 64:
-                            raise TierFailed(
-                                "tier_overran", f"tier {tier.name} said more than it was asked for", again=False,
-                                billed=True,
-                            )  # fmt: skip
-                    yield piece
-        except TierFailed as error:
-            told = True
-            cost = reservation.amount if error.billed or count else 0.0
-            if error.code in _NOT_ITS_FAULT:
-                breaker.success()
-            elif error.code == "tier_full":  # it was not asked at all
-                breaker.neither()
-            else:
-                breaker.failure()
-            raise
-        finally:
-            if not told:  # the client went away: the tier stops too, so what came so far is what it cost
-                breaker.neither()
-                cost = min(reservation.amount, tier.cost(case.request.size, count + 8))
-            case.spent += cost
-            self.budgets.settle(reservation, cost)
+    def _served(
+        self, state: State, case: _Case, tier: Tier, pieces: AsyncIterator[Piece | End] | None,
+        ready: list[Piece | End], why: str,
+    ) -> Served:  # fmt: skip
+        """An answer for the client: one that is no stream is whole by now, and written down."""
+        if case.request.stream:
+            through = self._through(state, case, tier, pieces, ready, why)
+            return Served(tier.name, case.cleared, why, [], through)
+        end = ready[-1] if ready and isinstance(ready[-1], End) else None
+        rival = sampled(state.config, case.cleared, tier)
+        if rival is not None and end is not None:
+            self._sample(state, case, rival, ready)
+        self._write(state, case, tier.name, "ok", why, end, time.monotonic() - case.began)
+        return Served(tier.name, case.cleared, why, ready)
+
+    def _sample(self, state: State, case: _Case, rival: Tier, said: list[Piece | End]) -> None:
+        state.users += 1
+        self._later(self._compare(state, case, rival, text_of(said)))
 
     async def _through(
         self,
@@ -319,8 +373,7 @@ class Gateway:
             raise
         finally:
             if rival is not None and outcome == "ok" and end is not None:
-                state.users += 1
-                self._later(self._compare(state, case, rival, text_of(said)))
+                self._sample(state, case, rival, said)
             state.users -= 1
             self._write(state, case, tier.name, outcome, why, end, first)
 
@@ -374,14 +427,11 @@ class Gateway:
             tokens_in = case.request.size // 4  # a tier that counts nothing: four bytes a token, as a guess
         self.metrics.add("whit_requests_total", tier=tier or "none", outcome=outcome)
         if tier:
-            self.metrics.time(tier, seconds)
-            self.metrics.add("whit_tokens_total", tokens_in, tier=tier, direction="in")
-            self.metrics.add("whit_tokens_total", tokens_out, tier=tier, direction="out")
-            self.metrics.add("whit_cost_total", case.spent, tier=tier)
+            self.metrics.answered(tier, seconds, tokens_in, tokens_out, case.spent)
         if self.ledger is None:
             return
         clearance = case.cleared.clearance
-        dearest = state.config.dearest
+        dearest = state.dearest
         self.ledger.add(
             Record(
                 time.time(), case.tenant.name, case.route.name if case.route else "", case.label or "", tier, outcome,

@@ -21,12 +21,21 @@ class Metrics:
     """Counters by name and labels."""
 
     def __init__(self) -> None:
+        self._answers: dict[str, list[float]] = defaultdict(lambda: [0.0] * 3)
         self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
         self._times: dict[str, list[float]] = defaultdict(lambda: [0.0] * (len(_BOUNDS) + 2))
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
         """Count."""
-        self._counts[name, tuple(sorted(labels.items()))] += amount
+        self._counts[name, tuple(labels.items())] += amount
+
+    def answered(self, tier: str, seconds: float, tokens_in: int, tokens_out: int, cost: float) -> None:
+        """Note how long an answer took, and what it took."""
+        sums = self._answers[tier]
+        sums[0] += tokens_in
+        sums[1] += tokens_out
+        sums[2] += cost
+        self.time(tier, seconds)
 
     def time(self, tier: str, seconds: float) -> None:
         """Note how long an answer took."""
@@ -37,10 +46,17 @@ class Metrics:
     def text(self, lost: int = 0) -> str:
         """Everything, as Prometheus reads it."""
         lines: list[str] = []
-        names = sorted({name for name, _ in self._counts})
+        counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
+        for (name, labels), value in self._counts.items():
+            counts[name, tuple(sorted(labels))] += value
+        for tier, (tokens_in, tokens_out, cost) in self._answers.items():
+            counts["whit_tokens_total", (("direction", "in"), ("tier", tier))] += tokens_in
+            counts["whit_tokens_total", (("direction", "out"), ("tier", tier))] += tokens_out
+            counts["whit_cost_total", (("tier", tier),)] += cost
+        names = sorted({name for name, _ in counts})
         for name in names:
             lines += [f"# HELP {name} {_HELP[name]}", f"# TYPE {name} counter"]
-            for (each, labels), value in sorted(self._counts.items()):
+            for (each, labels), value in sorted(counts.items()):
                 if each == name:
                     lines.append(f"{name}{_labels(labels)} {_number(value)}")
         lines += [f"# HELP whit_seconds {_HELP['whit_seconds']}", "# TYPE whit_seconds histogram"]

@@ -139,11 +139,11 @@ def plan(
 
     `chance` is what `guess` found.
     """
-    allowed = [tier.name for tier in state.config.tiers if cleared.clearance.allows(tier.name)]
+    allowed = [name for name in state.tiers if cleared.clearance.allows(name)]
     if not allowed:
         return [], "no tier is allowed"
     start, reason = 0, "the smallest tier that is allowed"
-    names = [tier.name for tier in state.config.tiers]
+    names = list(state.tiers)
     if request.model in names:
         start, reason = _from(allowed, names, request.model), f"the client asked for {request.model}"
     elif route is not None and route.start is not None:

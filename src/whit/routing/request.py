@@ -9,13 +9,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from whit.routing.errors import Refused
 
+_WRITER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def _compact() -> Callable[[Any], str]:
+    """`_WRITER.encode`, without making its C encoder anew for each value."""
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # an interpreter without it
+        return _WRITER.encode
+    # No place for circles, for what is written here was read or built as a tree.
+    encode = make(None, _WRITER.default, json.encoder.encode_basestring, None, ":", ",", False, False, True)
+    return lambda value: "".join(encode(value, 0))
+
+
 #: A value as the shortest JSON.
-compact: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+compact: Callable[[Any], str] = _compact()
 MAX_MESSAGES = 2000
 MAX_DEPTH = 24
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -26,6 +39,7 @@ _NUMBERS = {
     "frequency_penalty": (-2.0, 2.0),
 }
 _COUNTS = {"max_tokens": (1, 1_000_000), "max_completion_tokens": (1, 1_000_000), "seed": (-(2**63), 2**63 - 1)}
+_LIMITS = frozenset({"max_tokens", "max_completion_tokens"})
 _TREES = ("tools", "tool_choice", "response_format")
 _MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
 # Words of the API's own and of JSON Schema: a detector that looks for names would take some for one.
@@ -45,45 +59,56 @@ _TEXT_PARTS = frozenset({"text", "input_text"})
 class ChatRequest:
     """A chat request: immutable; `body` is what may be passed on, `model` what the client asked for."""
 
-    __slots__ = ("_json", "_size", "include_usage", "max_tokens", "model", "opaque", "stream", "wants_json")
+    __slots__ = ("_kept", "_rest", "include_usage", "limit", "max_tokens", "model", "opaque", "size", "stream",
+                 "wants_json")  # fmt: skip
 
-    def __init__(self, body: Mapping[str, Any], *, model: str, stream: bool, include_usage: bool, opaque: bool) -> None:
-        self._json = compact(body)
-        self._size = len(self._json.encode())
+    def __init__(self, body: dict[str, Any], *, model: str, stream: bool, include_usage: bool, opaque: bool) -> None:
+        """`body` belongs to the request from now on."""
+        self._kept = body
+        # All but how much may be said, which each tier bounds by itself: what is looked through and what is sent are
+        # written once.
+        self._rest = compact(body if "max_tokens" not in body and "max_completion_tokens" not in body else
+                             {key: value for key, value in body.items() if key not in _LIMITS}).encode()  # fmt: skip
+        #: Bytes of what may be passed on: never fewer than its tokens, for a token is a byte at least.
+        self.size: int = len(self._rest)
         self.model, self.stream, self.include_usage, self.opaque = model, stream, include_usage, opaque
-        most = body.get("max_completion_tokens", body.get("max_tokens"))
+        # Newer models of OpenAI's take only the one, most other servers only the other: as the client said it.
+        self.limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+        most = body.get(self.limit)
         self.max_tokens: int | None = most if isinstance(most, int) else None
         form = body.get("response_format")
         self.wants_json = isinstance(form, dict) and form.get("type") in ("json_object", "json_schema")
 
     def __repr__(self) -> str:
-        return f"<chat request of {len(self._json)} characters>"
+        return f"<chat request of {self.size} bytes>"
 
     def body(self) -> dict[str, Any]:
         """A fresh copy of what may be passed on."""
-        found: dict[str, Any] = json.loads(self._json)
+        found: dict[str, Any] = json.loads(compact(self._kept))
         return found
 
-    @property
-    def size(self) -> int:
-        """Bytes of what may be passed on: never fewer than its tokens, for a token is a byte at least."""
-        return self._size
+    def written(self, **first: Any) -> bytes:
+        """What may be passed on, as JSON, with `first` in place of how much may be said."""
+        return compact(first)[:-1].encode() + b"," + self._rest[1:]
 
     def texts(self) -> list[str]:
         """Every text in it, numbers too; keys and other names come last, so that contents stand side by side."""
+        found: list[str] = []
         names: list[str] = []
-        return [*_texts(json.loads(self._json), names), *names]
+        _texts(self._kept, found, names, True)
+        return found + names
 
     def said(self) -> list[str]:
         """What somebody may have said: the texts without numbers, the API's own words and a program's plain names."""
+        found: list[str] = []
         names: list[str] = []
-        texts = list(_texts(json.loads(self._json, parse_int=_nothing, parse_float=_nothing), names))
-        texts += [name for name in names if _PLAIN_NAME.fullmatch(name) is None]
-        return [text for text in texts if text not in _VOCABULARY]
+        _texts(self._kept, found, names, False)
+        found += [name for name in names if _PLAIN_NAME.fullmatch(name) is None]
+        return [text for text in found if text not in _VOCABULARY]
 
     def prompt(self) -> str:
         """What the user says last, as text."""
-        for message in reversed(self.body()["messages"]):
+        for message in reversed(self._kept["messages"]):
             if message["role"] == "user":
                 return content_text(message.get("content"))
         return ""
@@ -132,12 +157,12 @@ def read_completion(raw: bytes) -> ChatRequest:
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_doubles)
+        body = _READER.decode(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _bad("body", "is not valid JSON of the kind that every reader reads alike") from error
     if not isinstance(body, dict):
         raise _bad("body", "must be a JSON object")
-    if _depth(body) > MAX_DEPTH:
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
         raise _bad("body", "is nested too deeply")
     return body
 
@@ -215,28 +240,25 @@ def _messages(given: Any) -> tuple[list[dict[str, Any]], bool]:
     return kept, opaque
 
 
-def _texts(value: Any, names: list[str]) -> Iterator[str]:
+def _texts(value: Any, found: list[str], names: list[str], numbers: bool) -> None:
+    """Gather the texts of a tree, and its names apart."""
     if isinstance(value, str):
-        yield value
+        found.append(value)
     elif isinstance(value, dict):
         for key, inner in value.items():
             names.append(key)
-            if key in ("role", "type") and isinstance(inner, str):
-                names.append(inner)
+            if isinstance(inner, str):
+                (names if key in ("role", "type") else found).append(inner)
             elif key == "function" and isinstance(inner, dict) and isinstance(inner.get("name"), str):
                 names.append(inner["name"])
-                yield from _texts({each: more for each, more in inner.items() if each != "name"}, names)
+                _texts({each: more for each, more in inner.items() if each != "name"}, found, names, numbers)
             else:
-                yield from _texts(inner, names)
+                _texts(inner, found, names, numbers)
     elif isinstance(value, list):
         for inner in value:
-            yield from _texts(inner, names)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield str(value)
-
-
-def _nothing(digits: str) -> None:
-    return None
+            _texts(inner, found, names, numbers)
+    elif numbers and isinstance(value, int | float) and not isinstance(value, bool):
+        found.append(str(value))
 
 
 def _map(value: Any, change: Callable[[str], str]) -> Any:
@@ -272,6 +294,9 @@ def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key is there twice")
     return found
+
+
+_READER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_doubles)
 
 
 def _bad(field: str, message: str) -> Refused:

@@ -27,7 +27,7 @@ def needs() -> None:
     """Raise `UsageError` where a package that the gateway needs is not installed."""
     import importlib.util
 
-    needed = ("aiohttp", "httptools", "phonenumbers", "uvicorn")
+    needed = ("httptools", "phonenumbers", "uvicorn")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"the gateway needs {', '.join(missing)}: pip install 'whit[route]'")

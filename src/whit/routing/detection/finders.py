@@ -20,12 +20,13 @@ _EMAIL = re.compile(
     r"(?:[\w-]{1,63}\s?(?:\.|\(dot\)|\[dot\])\s?){1,8}[^\W\d_]{2,24}(?!\w)"
 )
 _AT = re.compile(r"@|\(at\)|\[at\]|\{at\}")
+_SOME_AT = ("@", "at)", "at]", "at}")
 _NAME, _HOST = 70, 600  # characters: more than any has
 _SPOKEN = re.compile(r"(?i)\b[a-z0-9][\w.+-]{0,63} at (?:[a-z0-9-]{1,63} dot ){1,4}[a-z]{2,10}\b")
 _KEYS = Shapes(
-    Shape(re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}-----[A-Za-z0-9+/=\s:,.-]{0,20000}"), ("-----BEGIN ",)),
+    Shape(re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}-----[A-Za-z0-9+/=\s:,.-]{0,20000}"), ("-----BEGIN ",), run=False),
     Shape(re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,64}:[^\s/@]{3,128}@[\w.-]{1,253}"), ("://",),
-          reach=(24, 480)),
+          reach=(24, 480), run=False, signs=("@",)),
     Shape(re.compile(r"\b(?i:bearer|basic)\s+[A-Za-z0-9._~+/-]{20,4000}={0,2}"), ("bearer", "basic"), any_case=True),
     Shape(re.compile(r"\bSG\.[A-Za-z0-9_-]{16,64}\.[A-Za-z0-9_-]{16,64}"), ("SG.",)),
     Shape(re.compile(r"\bnpm_[A-Za-z0-9]{36}\b"), ("npm_",)),
@@ -36,7 +37,7 @@ _KEYS = Shapes(
         r"\b(?i:aws_secret_access_key|client_secret|private_key|password|passwort|mot de passe)\b"
         r"['\"]?\s{0,3}[:=]\s{0,3}\S{6,200}"),
      ("aws_secret_access_key", "client_secret", "private_key", "passwor", "mot de passe"),
-     any_case=True, reach=(1, 260)),
+     any_case=True, reach=(1, 260), run=False, signs=(":", "=")),
 )  # fmt: skip
 _PHONE = re.compile(
     r"(?<![\w.,:/+-])(?:\+|\()?\d(?:[ \t.()-]{0,3}\d){5,16}(?:[ -]?(?:x|ext\.? ?)\d{1,6})?(?!\w|[.,:/]\d|-\d)"
@@ -61,7 +62,7 @@ MOST_PHONES = 64
 def emails(view: View) -> Iterator[Span]:
     """E-mail addresses, also as `name (at) host (dot) org` and `name at host dot org`."""
     text, end = view.text, 0
-    for at in _AT.finditer(text):
+    for at in _AT.finditer(text) if any(map(text.__contains__, _SOME_AT)) else ():
         # An address has one such sign, with its name before it and its host after it.
         found = _EMAIL.search(text, max(end, at.start() - _NAME), at.end() + _HOST) if at.start() >= end else None
         if found is not None and found.start() < at.start():
@@ -74,8 +75,8 @@ def emails(view: View) -> Iterator[Span]:
 
 def keys(view: View) -> Iterator[Span]:
     """API keys, private keys, passwords that are named so, addresses with a password in them."""
-    yield from secrets.keys(view.text, view.low)
-    yield from _private(view.text, _KEYS.find(view.text, view.low))
+    yield from secrets.keys(view.text, view.low, view.long)
+    yield from _private(view.text, _KEYS.find(view.text, view.low, view.long))
 
 
 def _private(text: str, spans: Iterable[Span]) -> Iterator[Span]:
@@ -90,6 +91,8 @@ def phones(view: View, regions: Sequence[str]) -> Iterator[Span]:
 
     Raises `OverflowError` where there are too many candidates to look at each.
     """
+    if view.count < 7:
+        return
     text, count = view.text, 0
     chains = view.chains(_PHONE_BETWEEN, most=3, least=6)
     windows = merged((max(0, groups[0][0] - 2), groups[-1][1] + _PHONE_REACH) for groups in chains)

@@ -21,8 +21,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from whit.data.secrets import folded, merged
-from whit.routing.detection.view import classes, runs
+from whit.data.secrets import merged
+from whit.routing.detection.view import View, classes, runs
 
 DEPTH = 3
 _LARGEST = 65_536
@@ -95,27 +95,30 @@ def _plain_character(character: str) -> str:
     return _DASHES.get(ord(character), character)
 
 
-def decodings(text: str, depth: int = DEPTH) -> Iterator[str]:
-    """Texts that are hidden in `text`, each made plain; hidden ones within them too, `depth` deep."""
-    for found in _once(text):
+def decodings(view: View, depth: int = DEPTH) -> Iterator[View]:
+    """Views of texts that are hidden in one, each made plain; hidden ones within them too, `depth` deep."""
+    for found in _once(view):
         clear = plain(found)
-        if clear != text:
-            yield clear
+        if clear != view.text:
+            inner = View(clear, view.known)
+            yield inner
             if depth > 1:
-                yield from decodings(clear, depth - 1)
+                yield from decodings(inner, depth - 1)
 
 
-def opaque(text: str) -> bool:
+def opaque(view: View) -> bool:
     """Whether a part of the text is long and encoded, and decodes to no text: a picture, an archive, cipher."""
-    return any(len(word) >= 400 and _is_mixed(word) and _decoded(word) is None for word in base64s(text))
+    words = base64s(view.text) if view.long else ()
+    return any(len(word) >= 400 and _is_mixed(word) and _decoded(word) is None for word in words)
 
 
-def _once(text: str) -> Iterator[str]:
+def _once(view: View) -> Iterator[str]:
     """What one undoing gives. Each costly pattern is asked only where something that it needs is in the text."""
+    text = view.text
     for sign, marks, undo in _ESCAPES:
         if sign in text and (changed := _undone(text, marks, undo)) is not None:
             yield changed
-    for word in base64s(text):
+    for word in base64s(text) if view.long else ():
         for part in {word, *word.split()}:  # the lines by themselves too: one that is none would spoil the rest
             if (found := _decoded(part)) is not None:
                 yield found
@@ -123,16 +126,15 @@ def _once(text: str) -> Iterator[str]:
         digits = re.sub(r"0x|\\x|[^0-9a-fA-F]", "", match.group())
         if (found := _readable(bytes.fromhex(digits[: len(digits) // 2 * 2]))) is not None:
             yield found
-    if _SOME_CODES.search(text) is not None:
+    if view.count > 23 and _SOME_CODES.search(text) is not None:
         for match in _CODES.finditer(text):
             values = [int(each) for each in re.findall(r"\d+", match.group())]
             if all(9 <= value < 127 for value in values):
                 yield "".join(map(chr, values))
     # Seven in a row, so five between the first and the last stand between what may part them.
-    low = folded(text)
-    if sum(map(low.count, _WORDS)) < 7:
+    if sum(map(view.low.count, _WORDS)) < 7:
         return
-    words = low.replace(",", " ").replace(".", " ").replace("-", " ").split()
+    words = view.low.replace(",", " ").replace(".", " ").replace("-", " ").split()
     if sum(map(_WORDS.__contains__, words)) >= 5:
         for match in _SPELT.finditer(text):
             yield "".join(_WORDS[word.lower()] for word in re.findall(r"[A-Za-z]+", match.group()))

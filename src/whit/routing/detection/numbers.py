@@ -38,6 +38,8 @@ _IBAN = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2})[ -]?\d[ -]?\d(?:[ .-]{0,2}[A-
 
 def cards(view: View) -> Iterator[Span]:
     """Card numbers: an issuer's first digits, one of its lengths, and the check digit; grouped in any usual way."""
+    if view.count < 12:
+        return
     for groups in view.chains(_BETWEEN, most=3, least=12):
         yield from _cards(groups, "".join(view.text[start:stop] for start, stop in groups))
 
@@ -228,14 +230,14 @@ _LETTERS = classes(string.ascii_letters + string.digits + "?")
 def national_ids(view: View) -> Iterator[Span]:
     """National identifiers, by their own check; those that check little only near a word that names them."""
     text = view.text
-    for start, stop in _windows(view) if view.digits else ():
+    for start, stop in _windows(view) if view.count > 5 else ():
         sizes = bytes(min(255, len(group)) for group in _GROUP.findall(text, start, stop))
         for _, shape, check, needs in _DIGITS:
             if any(map(sizes.__contains__, needs)):
                 yield from _held(shape.finditer(text, start, stop), check)
-    for start, stop in runs(view.ascii.translate(_LETTERS), 16):
+    for start, stop in runs(view.ascii.translate(_LETTERS), 16) if view.long else ():
         yield from _held(_CODICE.finditer(text, max(0, start - 1), stop + 1), _codice_fiscale)
-    for _, shape, check, words in _NAMED:
+    for _, shape, check, words in _NAMED if view.count > 8 else ():
         if any(word in view.low for word in words):
             yield from _held(shape.finditer(text), check)
 
@@ -269,6 +271,8 @@ _DOCUMENT_WORDS = ("passport", "driv", "licen", "identity card", "id card", "nat
 
 def documents(view: View) -> Iterator[Span]:
     """Numbers of documents and accounts, known only by the words before them."""
+    if view.count < 3:
+        return
     text, low = view.text, view.low
     windows: Iterable[Span] = ((0, len(text)),)
     if len(low) == len(text):

@@ -37,8 +37,9 @@ class Scanner:
             "document": numbers.documents,
             "phone": partial(finders.phones, regions=detection.regions),
             "ip": finders.addresses,
-            "term": finders.Terms(detection.terms),
         }
+        if detection.terms:
+            every["term"] = finders.Terms(detection.terms)
         self._finders = [(kind, find) for kind, find in every.items() if kind in detection.kinds]
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "whit-detector") if hook else None
         if "phone" in detection.kinds:
@@ -54,7 +55,7 @@ class Scanner:
 
         `said` are those that the hook looks at; all of them where that is not given.
         """
-        began = time.thread_time()  # its own work: a busy machine makes nothing suspicious
+        began, clock = time.thread_time(), time.perf_counter()
         kinds: set[str] = set()
         found: set[tuple[str, str]] = set()
         named: list[tuple[str, str]] = []
@@ -62,19 +63,21 @@ class Scanner:
         if len(joined) > self._settings.largest:
             return Scan(failed=f"it is too large to be looked through ({len(joined):,} characters)")
         try:
-            known: dict[str, bool] = {}
-            for text in self._views(joined):
-                new = set(self._look(View(text, known))) - found
+            written = View(joined)
+            for view in self._views(written):
+                new = set(self._look(view)) - found
                 found |= new
-                if text is not joined and not all(part in joined for _, part in new):
-                    found.update(self._look(View(joined, known)))  # as written, so that it can be masked
-                if time.thread_time() - began > self._settings.timeout:
+                if view is not written and not all(part in joined for _, part in new):
+                    found.update(self._look(written))  # as written, so that it can be masked
+                # Its own work counts, so that a busy machine makes nothing suspicious; that clock is the dearer one.
+                limit = self._settings.timeout
+                if time.perf_counter() - clock > limit and time.thread_time() - began > limit:
                     kinds = {kind for kind, _ in found}
                     return Scan(frozenset(kinds), tuple(found), "looking through it took too long")
             kinds = {kind for kind, _ in found}
-            if normalise.opaque(joined):
+            if normalise.opaque(written):
                 return Scan(frozenset(kinds), tuple(found), "a part of it is encoded and could not be looked at")
-            for kind, text in self._ask(joined if said is None else "\n".join(said)):
+            for kind, text in self._ask(joined if said is None else "\n".join(said)) if self._hook else ():
                 # A part of an address is no name beside it.
                 if kind in self._settings.kinds and not any(text in other for _, other in found):
                     kinds.add(kind)
@@ -91,13 +94,14 @@ class Scanner:
             for start, stop in find(view):
                 yield kind, view.text[start:stop]
 
-    def _views(self, text: str) -> Iterator[str]:
+    def _views(self, written: View) -> Iterator[View]:
         """The text made plain, and everything that is encoded in it."""
-        plain = normalise.plain(text)
-        yield text if plain == text else plain
+        plain = normalise.plain(written.text)
+        view = written if plain == written.text else View(plain, written.known)
+        yield view
         size = 0
-        for count, decoded in enumerate(normalise.decodings(plain)):
-            size += len(decoded)
+        for count, decoded in enumerate(normalise.decodings(view)):
+            size += len(decoded.text)
             if count >= MOST_DECODINGS or size > 4 * self._settings.largest:
                 raise OverflowError("too much is encoded in it")
             yield decoded

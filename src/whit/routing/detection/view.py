@@ -6,13 +6,26 @@ Knows nothing of what is looked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from whit.data.secrets import folded
+from whit.data.secrets import folded, has_run
 
 Span = tuple[int, int]
 _DIGITS = re.compile(r"\d+")
+
+
+class once:  # noqa: N801 - as `property`
+    """An attribute worked out when it is first asked for; `functools.cached_property` takes a lock for it."""
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self._work, self._name, self.__doc__ = work, work.__name__, work.__doc__
+
+    def __get__(self, of: Any, kind: type) -> Any:
+        if of is None:
+            return self
+        found = of.__dict__[self._name] = self._work(of)
+        return found
 
 
 class View:
@@ -22,19 +35,29 @@ class View:
         self.text = text
         self.known: dict[str, bool] = {} if known is None else known
 
-    @cached_property
+    @once
     def low(self) -> str:
         """As patterns that ignore case see it."""
         return folded(self.text)
 
-    @cached_property
+    @once
+    def count(self) -> int:
+        """How many digits there are; where other scripts' may be, as many as could be."""
+        return len(self.ascii.translate(None, _NO_DIGITS)) if self.text.isascii() else len(self.text)
+
+    @once
+    def long(self) -> bool:
+        """Whether something stands in it that is as long as a key, in one piece."""
+        return has_run(self.text, self.ascii)
+
+    @once
     def digits(self) -> list[Span]:
         """Where digits stand, each row of them whole."""
-        if self.text.isascii() and b"h" not in self.ascii.translate(_SOME_DIGIT):
+        if not self.count:
             return []
         return [match.span() for match in _DIGITS.finditer(self.text)]
 
-    @cached_property
+    @once
     def ascii(self) -> bytes:
         """A byte a character, a question mark for what is not ASCII."""
         return self.text.encode("ascii", "replace")
@@ -60,7 +83,7 @@ def classes(of: str) -> bytes:
     return bytes(104 if chr(code) in of else 46 for code in range(256))
 
 
-_SOME_DIGIT = classes("0123456789")
+_NO_DIGITS = bytes(code for code in range(256) if chr(code) not in "0123456789")
 
 
 def runs(found: bytes, least: int) -> Iterator[Span]:

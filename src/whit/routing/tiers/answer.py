@@ -33,7 +33,7 @@ def text_of(pieces: Iterable[Piece | End]) -> str:
     return "".join(piece.text for piece in pieces if isinstance(piece, Piece))
 
 
-@dataclass
+@dataclass(slots=True)
 class Ask:
     """What goes along with a request to a tier: seconds it may take, the most tokens, an adapter by name.
 

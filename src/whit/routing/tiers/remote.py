@@ -13,7 +13,7 @@ from typing import Any
 from whit.routing.clearance import Clearance, Cleared, require
 from whit.routing.errors import NotCleared, TierFailed
 from whit.routing.masking import Masks, Restorer
-from whit.routing.request import ChatRequest, content_text
+from whit.routing.request import ChatRequest, compact, content_text
 from whit.routing.tiers.answer import Ask, End, Piece
 from whit.routing.tiers.wire import Wire
 
@@ -29,39 +29,57 @@ class RemoteClient:
 
     def answer(self, cleared: Cleared, ask: Ask) -> AsyncIterator[Piece | End]:
         """Pieces, then one `End`; what was masked is restored. Raises `NotCleared`, `TierFailed`."""
-        if type(cleared) is not Cleared or cleared.clearance is not self._clearance:
-            raise NotCleared(f"tier {self._tier.name} was asked with another request's clearance")
-        request, masks = cleared.request_for(self._tier.name)
+        request, masks = self._mine(cleared)
         pieces = self._ask(request, ask)
         return pieces if masks is None else _restored(pieces, masks)
+
+    async def whole(self, cleared: Cleared, ask: Ask) -> list[Piece | End]:
+        """The same at once: what an answer that is no stream needs no more for. Raises `NotCleared`, `TierFailed`."""
+        if self._tier.kind == "openai":
+            request, masks = self._mine(cleared)
+            if masks is None and not request.stream:
+                return await self._openai_whole(request, ask)
+        return [piece async for piece in self.answer(cleared, ask)]
+
+    def _mine(self, cleared: Cleared) -> tuple[ChatRequest, Masks | None]:
+        if type(cleared) is not Cleared or cleared.clearance is not self._clearance:
+            raise NotCleared(f"tier {self._tier.name} was asked with another request's clearance")
+        return cleared.request_for(self._tier.name)
 
     def _ask(self, request: ChatRequest, ask: Ask) -> AsyncIterator[Piece | End]:
         if self._tier.kind == "anthropic":
             return self._anthropic(request, ask)
         return self._openai(request, ask)
 
+    async def _openai_whole(self, request: ChatRequest, ask: Ask) -> list[Piece | End]:
+        content = request.written(**{"model": self._tier.model, request.limit: ask.max_tokens})
+        found = await self._wire.post(self._clearance, "/chat/completions", self._bearer(), content, ask.seconds)
+        choice = _first(found.get("choices"))
+        message = choice.get("message")
+        if not isinstance(message, dict):
+            raise self._broken()
+        pieces: list[Piece | End] = []
+        if text := content_text(message.get("content")):
+            pieces.append(Piece(text))
+        if "tool_calls" in message:
+            pieces += [Piece(tool=_tool(at, tool)) for at, tool in enumerate(_list(message["tool_calls"]))]
+        pieces.append(_end(choice.get("finish_reason"), found.get("usage"), "prompt_tokens", "completion_tokens"))
+        return pieces
+
+    def _bearer(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self._tier.key}"} if self._tier.key else {}
+
     async def _openai(self, request: ChatRequest, ask: Ask) -> AsyncIterator[Piece | End]:
-        body = request.body()
-        # Newer models of OpenAI's take only the one, most other servers only the other: as the client said it.
-        limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-        body.pop("max_completion_tokens", None)
-        body |= {"model": self._tier.model, limit: ask.max_tokens}
-        headers = {"authorization": f"Bearer {self._tier.key}"} if self._tier.key else {}
         if not request.stream:
-            found = await self._wire.post(self._clearance, "/chat/completions", headers, body, ask.seconds)
-            choice = _first(found.get("choices"))
-            message = choice.get("message")
-            if not isinstance(message, dict):
-                raise self._broken()
-            if text := content_text(message.get("content")):
-                yield Piece(text)
-            for at, tool in enumerate(_list(message.get("tool_calls"))):
-                yield Piece(tool=_tool(at, tool))
-            yield _end(choice.get("finish_reason"), found.get("usage"), "prompt_tokens", "completion_tokens")
+            for piece in await self._openai_whole(request, ask):
+                yield piece
             return
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        content = request.written(**{"model": self._tier.model, request.limit: ask.max_tokens, "stream": True,
+                                     "stream_options": {"include_usage": True}})  # fmt: skip
         finish, usage = None, None
-        async for event in self._wire.stream(self._clearance, "/chat/completions", headers, body, ask.seconds):
+        async for event in self._wire.stream(
+            self._clearance, "/chat/completions", self._bearer(), content, ask.seconds
+        ):
             if event.get("error"):
                 raise self._broken()
             usage = event.get("usage") or usage
@@ -80,8 +98,11 @@ class RemoteClient:
     async def _anthropic(self, request: ChatRequest, ask: Ask) -> AsyncIterator[Piece | End]:
         body = to_anthropic(request.body(), self._tier.model, ask.max_tokens)
         headers = {"x-api-key": self._tier.key, "anthropic-version": "2023-06-01"}
+        if request.stream:
+            body["stream"] = True
+        content = compact(body).encode()
         if not request.stream:
-            found = await self._wire.post(self._clearance, "/v1/messages", headers, body, ask.seconds)
+            found = await self._wire.post(self._clearance, "/v1/messages", headers, content, ask.seconds)
             for at, block in enumerate(_list(found.get("content"))):
                 if block.get("type") == "text" and isinstance(block.get("text"), str):
                     yield Piece(block["text"])
@@ -89,10 +110,9 @@ class RemoteClient:
                     yield Piece(tool=_tool_use(at, block, json.dumps(block.get("input") or {})))
             yield _end(_STOPS.get(str(found.get("stop_reason"))), found.get("usage"), "input_tokens", "output_tokens")
             return
-        body["stream"] = True
         finish, ended = None, False
         usage: dict[str, Any] = {}
-        async for event in self._wire.stream(self._clearance, "/v1/messages", headers, body, ask.seconds):
+        async for event in self._wire.stream(self._clearance, "/v1/messages", headers, content, ask.seconds):
             kind, delta = event.get("type"), _dict(event.get("delta"))
             if kind == "error":
                 raise self._broken()

@@ -16,7 +16,7 @@ from typing import Any
 from whit.routing.clearance import Clearance, require
 from whit.routing.config import Tier
 from whit.routing.errors import TierFailed
-from whit.routing.request import compact
+from whit.routing.limits import within
 from whit.routing.tiers.transport import BrokenOff, HttpTransport, Response, Transport, Unreachable
 
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
@@ -39,11 +39,11 @@ class Wire:
         await self._transport.close()
 
     async def post(
-        self, clearance: Clearance, path: str, headers: dict[str, str], body: dict[str, Any], seconds: float
+        self, clearance: Clearance, path: str, headers: dict[str, str], content: bytes, seconds: float
     ) -> dict[str, Any]:
         """Send, and read a whole JSON object. Raises `NotCleared` or `TierFailed`."""
         async with self._asked(clearance, seconds):
-            response = await self._send(clearance, path, headers, body, "json", "JSON")
+            response = await self._send(clearance, path, headers, content, "json", "JSON")
             try:
                 raw = bytearray()
                 async for chunk in response.chunks():
@@ -61,11 +61,11 @@ class Wire:
         return found
 
     async def stream(
-        self, clearance: Clearance, path: str, headers: dict[str, str], body: dict[str, Any], seconds: float
+        self, clearance: Clearance, path: str, headers: dict[str, str], content: bytes, seconds: float
     ) -> AsyncIterator[dict[str, Any]]:
         """Send, and give each event's JSON object. Raises `NotCleared` or `TierFailed`."""
         async with self._asked(clearance, seconds):
-            response = await self._send(clearance, path, headers, body, "event-stream", "an event stream")
+            response = await self._send(clearance, path, headers, content, "event-stream", "an event stream")
             try:
                 total, rest = 0, b""
                 async for chunk in response.chunks():
@@ -94,12 +94,11 @@ class Wire:
         return _Asked(self, min(seconds, self.tier.timeout))
 
     async def _send(
-        self, clearance: Clearance, path: str, headers: dict[str, str], body: dict[str, Any], kind: str, named: str
+        self, clearance: Clearance, path: str, headers: dict[str, str], content: bytes, kind: str, named: str
     ) -> Response:
         """The one call by which bytes leave."""
         require(clearance, self.tier.name)
-        content = compact(body).encode()
-        response = await self._transport.post(self.tier.url + path, {**_HEADERS, **headers}, content)
+        response = await self._transport.post(self.tier.url + path, _HEADERS | headers, content)
         try:
             if response.status != 200:
                 raise self._status(response.status, response.headers.get("retry-after", ""))
@@ -131,7 +130,7 @@ class Wire:
 class _Asked:
     """One of a tier's places and a time limit while the block runs; what goes wrong in it is told in whit's words."""
 
-    __slots__ = ("_seconds", "_timeout", "_wire")
+    __slots__ = ("_limit", "_seconds", "_wire")
 
     def __init__(self, wire: Wire, seconds: float) -> None:
         self._wire, self._seconds = wire, seconds
@@ -143,21 +142,21 @@ class _Asked:
             await places.acquire()
         else:  # nothing is sent yet, so nothing is billed
             try:
-                async with asyncio.timeout_at(until):
+                with within(until):
                     await places.acquire()
             except TimeoutError as error:
                 raise self._wire._failed(
                     "tier_full", "has too much to do: no place was free in time", status=503
                 ) from error
-        self._timeout = asyncio.timeout_at(until)
-        await self._timeout.__aenter__()
+        self._limit = within(until)
+        self._limit.__enter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._wire._places.release()
         try:
-            await self._timeout.__aexit__(kind, error, trace)
+            self._limit.__exit__(kind, error, trace)
         except TimeoutError as late:
             error = late
         if isinstance(error, Unreachable):
