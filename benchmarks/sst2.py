@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,24 @@ from typing import Any
 import torch
 from common import Task, examiner, mean, open_base, report, task, tell
 
-from whit.adapters.targets import all_targets, select_targets
-from whit.adapters.tunable import Bound, tune_lora, tune_vector
+from whit.adapters.sparse import SparseSpec
+from whit.adapters.targets import Target, all_targets, select_targets
+from whit.adapters.tunable import Bound, tune_lora, tune_sparse, tune_vector
 from whit.adapters.vector import tiny_spec, xs_spec
 from whit.evaluation.proof import Examiner
 from whit.evaluation.scoring import Score
 from whit.evaluation.verdict import compare
 from whit.talk import Talk
-from whit.training.sft import LEARNING_RATES, Plan, Progress, train
-from whit.verbs.runs import best_or_mean
+from whit.training.batching import Encoded, collate, order
+from whit.training.sft import LEARNING_RATES, Plan, Progress, loss_of, train
+from whit.training.sparse import find_places
+from whit.verbs.runs import CALIBRATION, best_or_mean
 
 TARGET = 0.86
 
 
-def fresh(base: Any, name: str) -> Bound:
+def fresh(base: Any, name: str, rows: Sequence[Encoded] = (), chosen: SparseSpec | None = None) -> Bound:
+    """An adapter at its start; the places of a sparse one are `chosen`, or found on `rows` as `whit train` does."""
     name, _, where = name.partition("@")
     targets = all_targets(module for module, _ in base.model.named_modules())
     if where:
@@ -47,8 +52,22 @@ def fresh(base: Any, name: str) -> Bound:
         return tune_lora(base, targets, rank=int(size or 8), alpha=16.0, dropout=0.0, seed=0)
     if kind == "xs":
         return tune_vector(base, xs_spec(indices, int(size or 2)))
+    if kind == "sparse":
+        return tune_sparse(base, chosen or places_of(base, targets, int(size), rows))
     numbers, _, groups = size.partition("/")
     return tune_vector(base, tiny_spec(indices, int(numbers), groups=int(groups) if groups else None))
+
+
+def places_of(base: Any, targets: Sequence[Target], numbers: int, rows: Sequence[Encoded]) -> SparseSpec:
+    lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
+    steps = order(lengths, 4, seed=0, epoch=0)[: CALIBRATION // 4]
+    batches = [collate([rows[place] for place in places]) for places in steps]
+    losses = [lambda batch=batch: loss_of(base, batch).mean() for batch in batches]
+    return find_places(base, targets, numbers, losses, rate=LEARNING_RATES["sparse", "adam"], on_round=tell_round)
+
+
+def tell_round(done: int, of: int) -> None:
+    tell(f"choosing weights: round {done}/{of}")
 
 
 def run_whit(name: str, of: Task, exam: Examiner, options: argparse.Namespace) -> tuple[dict[str, Any], list[Score]]:
@@ -76,18 +95,21 @@ def run_whit(name: str, of: Task, exam: Examiner, options: argparse.Namespace) -
 
     rate = options.rate or LEARNING_RATES[kind, options.optimizer]
     epochs = options.lora_epochs if kind == "lora" else options.epochs
+    first = fresh(exam.base, name, encoded)
+    begin = partial(fresh, exam.base, name, encoded, getattr(first, "spec", None) if kind == "sparse" else None)
+    first.detach()
     every = []
     for seed in range(options.seed, options.seed + options.seeds):
         plan = Plan(
             epochs=epochs, batch=options.batch, learning_rate=rate, optimizer=options.optimizer,
             evaluations=options.evaluations, patience=99, seed=seed,
         )  # fmt: skip
-        bound = fresh(exam.base, name)
+        bound = begin()
         every.append(train(exam.base, bound, encoded, plan, partial(score, bound), watch=watch))
         bound.detach()
     # As `whit train --seeds` keeps it; the seconds are those of all seeds.
-    done = best_or_mean(every, partial(fresh, exam.base, name), score, Talk())
-    bound = fresh(exam.base, name)
+    done = best_or_mean(every, begin, score, Talk())
+    bound = begin()
     bound.load(done.adapter)
     held = exam.system(name, "adapter", of.dev, bound=bound)
     numbers, payload = bound.numbers, done.adapter.payload_bytes
@@ -183,7 +205,7 @@ def main() -> None:
     parser.add_argument(
         "systems",
         nargs="+",
-        help="xs[:r], lora[:r], tiny:N[/groups], trl[:rate], base; any but trl and base: @targets[@first layer]",
+        help="xs[:r], lora[:r], tiny:N[/groups], sparse:N, trl[:rate], base; whit's also @targets[@first layer]",
     )
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--rows", type=int, default=2000)

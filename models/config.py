@@ -76,7 +76,7 @@ EENY = Recipe(
 
 MEENY = Recipe(
     name="meeny",
-    decay_share=0.4,
+    decay_share=0.65,
     shape=Shape(hidden=256, ffn=768, layers=6, heads=4, kv_heads=2, head=64, ternary=True),
     mixture={
         "gutenberg_kids": 1,
