@@ -33,6 +33,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _BODY_SECONDS = 30.0
 _MODEL = "/v1/models/"
+_SERVERS_OWN = ("whit.left", "whit.reply", "whit.body")
 _LOOKED_AT = {name.encode(): name for name in (
     "authorization", "x-whit-label", "x-whit-timeout", "idempotency-key", "host", "content-type", "content-encoding",
     "origin",
@@ -54,7 +55,7 @@ class Call:
     """One request as it came.
 
     `left`, where the server has it, is told what to call when the client leaves; `reply` sends a whole answer, or says
-    that it must be sent by `send`.
+    that it must be sent by `send`; `body` gives what must not be waited for with `receive`.
     """
 
     headers: dict[str, str]
@@ -63,6 +64,7 @@ class Call:
     send: Send
     left: Callable[[Callable[[], None] | None], None] | None = None
     reply: Callable[[int, list[tuple[bytes, bytes]], bytes], bool] | None = None
+    body: Callable[[], bytes | None] | None = None
 
 
 CHAT = Api(read_request, "chatcmpl", "chat.completion", "chat.completion.chunk")
@@ -99,7 +101,7 @@ class App:
             if handler is None:
                 known = any(path == scope["path"] for _, path in self.routes)
                 raise Refused(405 if known else 404, "not_found", "there is no such path or method here")
-            await handler(Call(headers, tenant, receive, send, scope.get("whit.left"), scope.get("whit.reply")))
+            await handler(Call(headers, tenant, receive, send, *map(scope.get, _SERVERS_OWN)))
         except Refused as error:
             await _json(send, error.status, _error(error))
         except Exception as error:
@@ -137,7 +139,12 @@ class App:
             raise Refused(415, "unsupported_media_type", "content-type must be application/json")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise Refused(415, "unsupported_media_type", "packed bodies are not read")
-        raw = await _body(call.receive, self.gateway.state.config.largest_body)
+        most = self.gateway.state.config.largest_body
+        raw = None if call.body is None else call.body()
+        if raw is None:
+            raw = await _body(call.receive, most)
+        elif len(raw) > most:
+            raise _too_large(most)
         request = api.read(raw)
         key = headers.get("idempotency-key")
         if key is None:
@@ -274,9 +281,13 @@ async def _body(receive: Receive, most: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > most:
-            raise Refused(413, "request_too_large", f"the body is larger than {most:,} bytes")
+            raise _too_large(most)
         if not message.get("more_body"):
             return b"".join(parts)
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(413, "request_too_large", f"the body is larger than {most:,} bytes")
 
 
 def _watched(call: Call, leave: Callable[[], None]) -> Callable[[], None]:

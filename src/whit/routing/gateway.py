@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -234,7 +235,9 @@ class Gateway:
         return served
 
     async def _first(self, state: State, case: _Case) -> Served:
-        chance = await guess(state, case.request, case.cleared, case.route, case.until)
+        chance = None
+        if state.choice is not None:
+            chance = await guess(state, case.request, case.cleared, case.route, case.until)
         order, first = plan(state, case.request, case.cleared, case.route, chance)
         reason = "; ".join([first, *case.cleared.clearance.reasons])
         kept: tuple[str, list[Piece | End]] | None = None
@@ -435,9 +438,14 @@ class Gateway:
         self.ledger.add(
             Record(
                 time.time(), case.tenant.name, case.route.name if case.route else "", case.label or "", tier, outcome,
-                reason, clearance.id, " ".join(sorted(clearance.tiers)), " ".join(sorted(clearance.kinds)),
+                reason, clearance.id, _listed(clearance.tiers), _listed(clearance.kinds),
                 int(bool(tier) and not clearance.plain(tier)), case.attempts, tokens_in, tokens_out, case.spent,
                 dearest.cost(tokens_in, tokens_out), seconds, first, end.confidence if end else None,
                 agreement, ", ".join(clearance.causes),
             )
         )  # fmt: skip
+
+
+@lru_cache(1024)
+def _listed(names: frozenset[str]) -> str:
+    return " ".join(sorted(names))
