@@ -1,4 +1,4 @@
-"""Time limits: what runs out raises `TimeoutError`, and what is cancelled from elsewhere stays cancelled."""
+"""Limits: what runs out raises `TimeoutError`, and what is cancelled from elsewhere stays cancelled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from whit.routing.limits import _CLOCKS, within
+from whit.routing.limits import _CLOCKS, Places, within
 
 
 def now() -> float:
@@ -91,5 +91,40 @@ def test_many_blocks_share_one_timer_and_each_ends_at_its_own_time() -> None:
         for wanted, found in zip(given, await taken, strict=True):
             assert min(wanted, 0.2) - 0.01 <= found < min(wanted, 0.2) + 0.15
         assert not clock.running
+
+    asyncio.run(run())
+
+
+def test_places_are_taken_in_turn_and_none_is_lost() -> None:
+    async def run() -> None:
+        places = Places(1)
+        assert places.take() and not places.take()
+        order: list[int] = []
+
+        async def ask(number: int) -> None:
+            await places.wait()
+            order.append(number)
+            places.give()
+
+        asked = [asyncio.create_task(ask(number)) for number in range(4)]
+        await asyncio.sleep(0)
+        asked[1].cancel()
+        places.give()  # to the first, whose task runs later
+        assert not places.take(), "it is somebody's by now"
+        asked[0].cancel()  # to whom it was given and who does not want it any more
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert order == [2, 3] and places.free == 1
+
+    asyncio.run(run())
+
+
+def test_a_place_that_is_not_free_in_time_is_nobodys() -> None:
+    async def run() -> None:
+        places = Places(1)
+        assert places.take()
+        with pytest.raises(TimeoutError), within(now() + 0.02):
+            await places.wait()
+        places.give()
+        assert places.free == 1
 
     asyncio.run(run())

@@ -73,7 +73,7 @@ def test_prompt_and_size() -> None:
 def test_what_is_sent_is_what_was_looked_through() -> None:
     given: dict[str, Any] = {"temperature": 0.5, "stop": ['\u00e9"\\'], "max_completion_tokens": 7, "max_tokens": 9}
     request = read(**given, n=1, user="not this")
-    sent = json.loads(request.written(model="m", max_completion_tokens=3))
+    sent = json.loads(request.written("m", 3))
     kept = {"messages": ONE, "temperature": 0.5, "stop": given["stop"]}
     assert sent == {"model": "m", "max_completion_tokens": 3, **kept}
     assert request.limit == "max_completion_tokens" and read(max_tokens=2).limit == read().limit == "max_tokens"

@@ -13,40 +13,30 @@ import hmac
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from whit.routing.answers import CHAT, COMPLETION, Api, Send, as_bytes, headers_of, refusal, stream, whole
 from whit.routing.config import Tenant, is_loopback
 from whit.routing.errors import Refused
-from whit.routing.gateway import Gateway, Served
+from whit.routing.gateway import Gateway
 from whit.routing.limits import within
-from whit.routing.request import ChatRequest, compact, read_completion, read_request
+from whit.routing.request import ChatRequest, compact
 from whit.routing.resilience import Idempotency
-from whit.routing.tiers.answer import End, Piece
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _BODY_SECONDS = 30.0
 _MODEL = "/v1/models/"
+_SERVERS_OWN = ("whit.left", "whit.reply", "whit.body")
 _LOOKED_AT = {name.encode(): name for name in (
     "authorization", "x-whit-label", "x-whit-timeout", "idempotency-key", "host", "content-type", "content-encoding",
     "origin",
 )}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Api:
-    """One of OpenAI's two ways to ask for text: how a request is read, and what answers are called."""
-
-    read: Callable[[bytes], ChatRequest]
-    prefix: str
-    whole: str
-    chunk: str
 
 
 @dataclass(slots=True)
@@ -54,7 +44,7 @@ class Call:
     """One request as it came.
 
     `left`, where the server has it, is told what to call when the client leaves; `reply` sends a whole answer, or says
-    that it must be sent by `send`.
+    that it must be sent by `send`; `body` gives what must not be waited for with `receive`.
     """
 
     headers: dict[str, str]
@@ -63,10 +53,7 @@ class Call:
     send: Send
     left: Callable[[Callable[[], None] | None], None] | None = None
     reply: Callable[[int, list[tuple[bytes, bytes]], bytes], bool] | None = None
-
-
-CHAT = Api(read_request, "chatcmpl", "chat.completion", "chat.completion.chunk")
-COMPLETION = Api(read_completion, "cmpl", "text_completion", "text_completion")
+    body: Callable[[], bytes | None] | None = None
 
 
 class App:
@@ -99,13 +86,13 @@ class App:
             if handler is None:
                 known = any(path == scope["path"] for _, path in self.routes)
                 raise Refused(405 if known else 404, "not_found", "there is no such path or method here")
-            await handler(Call(headers, tenant, receive, send, scope.get("whit.left"), scope.get("whit.reply")))
+            await handler(Call(headers, tenant, receive, send, *map(scope.get, _SERVERS_OWN)))
         except Refused as error:
-            await _json(send, error.status, _error(error))
+            await _json(send, error.status, refusal(error))
         except Exception as error:
             refused = Refused(500, "internal_error", f"whit failed ({type(error).__name__}, {secrets.token_hex(4)})")
             with contextlib.suppress(Exception):
-                await _json(send, 500, _error(refused))
+                await _json(send, 500, refusal(refused))
             raise
 
     def _guard(self, headers: dict[str, str]) -> Tenant:
@@ -137,7 +124,12 @@ class App:
             raise Refused(415, "unsupported_media_type", "content-type must be application/json")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise Refused(415, "unsupported_media_type", "packed bodies are not read")
-        raw = await _body(call.receive, self.gateway.state.config.largest_body)
+        most = self.gateway.state.config.largest_body
+        raw = None if call.body is None else call.body()
+        if raw is None:
+            raw = await _body(call.receive, most)
+        elif len(raw) > most:
+            raise _too_large(most)
         request = api.read(raw)
         key = headers.get("idempotency-key")
         if key is None:
@@ -203,13 +195,13 @@ class App:
         )
         head = {"id": f"{api.prefix}-{random.getrandbits(96):024x}", "created": int(time.time()), "model": served.tier}
         if served.pieces is None:
-            content = compact(_whole(api, served.ready, head)).encode()
-            about = {"content-type": "application/json", "content-length": str(len(content)), **_about(served)}
-            if call.reply is None or not call.reply(200, _raw(about), content):
+            content = compact(whole(api, served.ready, head)).encode()
+            about = {"content-type": "application/json", "content-length": str(len(content)), **headers_of(served)}
+            if call.reply is None or not call.reply(200, as_bytes(about), content):
                 await _send(call.send, 200, content, about)
             return
         async with aclosing(served.pieces) as pieces:  # type: ignore[type-var]
-            await _stream(api, call.send, pieces, head, request, served)
+            await stream(api, call.send, pieces, head, request, served)
 
     async def _models(self, call: Call) -> None:
         data = [_described(name) for name in self._names(call.tenant)]
@@ -274,9 +266,13 @@ async def _body(receive: Receive, most: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > most:
-            raise Refused(413, "request_too_large", f"the body is larger than {most:,} bytes")
+            raise _too_large(most)
         if not message.get("more_body"):
             return b"".join(parts)
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(413, "request_too_large", f"the body is larger than {most:,} bytes")
 
 
 def _watched(call: Call, leave: Callable[[], None]) -> Callable[[], None]:
@@ -315,96 +311,8 @@ def _seconds(text: str | None) -> float | None:
     return seconds
 
 
-def _whole(api: Api, pieces: Iterable[Piece | End], head: dict[str, Any]) -> dict[str, Any]:
-    text: list[str] = []
-    tools: dict[int, dict[str, Any]] = {}
-    end = End()
-    for piece in pieces:
-        if isinstance(piece, End):
-            end = piece
-        elif piece.tool is not None:
-            tool = tools.setdefault(piece.tool["index"], {"type": "function", "function": {"arguments": ""}})
-            tool |= {key: piece.tool[key] for key in ("id", "type") if key in piece.tool}
-            function = piece.tool["function"]
-            tool["function"] |= {key: value for key, value in function.items() if key == "name"}
-            tool["function"]["arguments"] += function.get("arguments", "")
-        else:
-            text.append(piece.text)
-    if api is COMPLETION:
-        plain = {"index": 0, "text": "".join(text), "finish_reason": end.finish, "logprobs": None}
-        return {**head, "object": api.whole, "choices": [plain], "usage": _usage(end)}
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(text) if text or not tools else None}
-    if tools:
-        message["tool_calls"] = [tools[index] for index in sorted(tools)]
-    choice = {"index": 0, "message": message, "finish_reason": end.finish}
-    return {**head, "object": api.whole, "choices": [choice], "usage": _usage(end)}
-
-
-async def _stream(
-    api: Api, send: Send, pieces: AsyncIterator[Piece | End], head: dict[str, Any], request: ChatRequest, served: Served
-) -> None:
-    started = False
-
-    async def event(data: Any) -> None:
-        nonlocal started
-        if not started:
-            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers + _raw(_about(served))})
-            started = True
-        text = data if isinstance(data, str) else compact(data)
-        await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
-
-    def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
-        if api is COMPLETION:
-            choice = {"index": 0, "text": delta.get("content", ""), "finish_reason": finish, "logprobs": None}
-        return {**head, "object": api.chunk, "choices": [choice]}
-
-    try:
-        role: dict[str, Any] = {"role": "assistant"}
-        async for piece in pieces:
-            if isinstance(piece, End):
-                await event(chunk(role, piece.finish))
-                if request.include_usage:
-                    await event({**chunk({}), "choices": [], "usage": _usage(piece)})
-            else:
-                delta = {"tool_calls": [piece.tool]} if piece.tool is not None else {"content": piece.text}
-                await event(chunk({**role, **delta}))
-            role = {}
-        await event("[DONE]")
-    except Refused as error:
-        if not started:
-            raise
-        await event(_error(error))
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
 def _described(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "whit"}
-
-
-def _usage(end: End) -> dict[str, int]:
-    tokens_in, tokens_out = end.tokens_in or 0, end.tokens_out or 0
-    return {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
-
-
-def _about(served: Served) -> dict[str, str]:
-    return {
-        "x-whit-tier": _visible(served.tier),
-        "x-whit-clearance": served.cleared.clearance.id,
-        "x-whit-reason": _visible(served.reason)[:500],
-    }
-
-
-def _visible(text: str) -> str:
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
-
-
-def _error(error: Refused) -> dict[str, Any]:
-    kind = "invalid_request_error" if error.status < 500 else "api_error"
-    return {"error": {"message": str(error), "type": kind, "code": error.code, "param": None}}
 
 
 async def _json(send: Send, status: int, body: Any) -> None:
@@ -416,9 +324,5 @@ async def _plain(send: Send, status: int, content: bytes, kind: str) -> None:
 
 
 async def _send(send: Send, status: int, content: bytes, headers: dict[str, str]) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": _raw(headers)})
+    await send({"type": "http.response.start", "status": status, "headers": as_bytes(headers)})
     await send({"type": "http.response.body", "body": content, "more_body": False})
-
-
-def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

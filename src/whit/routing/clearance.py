@@ -21,6 +21,7 @@ from whit.routing.masking import Masks
 from whit.routing.request import ChatRequest
 
 _SEAL: Final = object()
+_NONE: Final[frozenset[str]] = frozenset()
 _set = object.__setattr__
 
 
@@ -101,7 +102,7 @@ class Clearance:
     @property
     def tiers(self) -> frozenset[str]:
         """Every tier that may be asked, in one form or the other."""
-        return self._plain | self._masked
+        return self._plain | self._masked if self._masked else self._plain
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -193,6 +194,7 @@ class Gate:
         *, hears: bool = True,
     ) -> None:  # fmt: skip
         self._tiers, self._inside, self._scan, self._hears = tuple(tiers), frozenset(inside), scan, hears
+        self._every = frozenset(self._tiers)
 
     def clear(self, request: ChatRequest, policies: Sequence[tuple[str, Policy]]) -> Cleared:
         """Clear a request under every one of `policies` (what declared it, the policy); the narrowest wins."""
@@ -210,20 +212,20 @@ class Gate:
 
     def decide(self, request: ChatRequest, policies: Sequence[tuple[str, Policy]], scan: Scan) -> Cleared:
         """Clear a request of which `scan` is what the detectors said."""
-        declared = frozenset(self._tiers) if policies else frozenset()
+        declared = self._every if policies else frozenset()
         reasons = [] if policies else ["nothing declares where it may go"]
         causes = []
         for source, policy in policies:
-            gone = [tier for tier in self._tiers if tier in declared and tier not in policy.tiers]
-            if gone:
+            if not declared <= policy.tiers:
+                gone = [tier for tier in self._tiers if tier in declared and tier not in policy.tiers]
                 reasons.append(f"{source} (policy {policy.name}) leaves out {', '.join(gone)}")
                 if not self._inside.issuperset(gone):
                     causes.append(source)
-            declared &= policy.tiers
-        ignored = frozenset.intersection(*(policy.ignore for _, policy in policies)) if policies else frozenset()
-        kinds = scan.kinds - ignored
-        outside = declared - self._inside
-        masked: frozenset[str] = frozenset()
+                declared &= policy.tiers
+        ignored, kinds, outside, masked = _NONE, _NONE, _NONE, _NONE
+        if not scan.clean:
+            ignored = frozenset.intersection(*(policy.ignore for _, policy in policies)) if policies else _NONE
+            kinds, outside = scan.kinds - ignored, declared - self._inside
         masked_request, masks = None, None
         if scan.failed is not None:
             plain = declared & self._inside

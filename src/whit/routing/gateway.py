@@ -12,10 +12,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from types import TracebackType
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from whit.routing.attempts import Case, Meter, metered
 from whit.routing.choosing import Choice, load_choice
 from whit.routing.clearance import Cleared, Gate
 from whit.routing.config import Config, Route, Tenant, Tier
@@ -25,14 +26,13 @@ from whit.routing.ledger import Ledger, Record
 from whit.routing.metrics import Metrics
 from whit.routing.planning import Signals, declared, guess, overlap, plan, same, sampled, signals_of
 from whit.routing.request import ChatRequest
-from whit.routing.resilience import Breaker, Budgets, Reservation, pause
+from whit.routing.resilience import Breaker, Budgets, pause
 from whit.routing.tiers.answer import Ask, End, Piece, text_of
 from whit.routing.tiers.local import LocalClient, LocalModel, LocalRoom, WhitModel
 from whit.routing.tiers.remote import RemoteClient
 from whit.routing.tiers.wire import Wire
 
 _INLINE = 8192
-_NOT_ITS_FAULT = frozenset({"unsupported", "context_length_exceeded"})
 
 
 class State:
@@ -96,80 +96,6 @@ class Served:
     pieces: AsyncIterator[Piece | End] | None = None
 
 
-@dataclass(slots=True)
-class _Case:
-    """What is known of a request while it is served."""
-
-    request: ChatRequest
-    tenant: Tenant
-    route: Route | None
-    label: str | None
-    cleared: Cleared
-    began: float
-    until: float
-    notes: list[str] = field(default_factory=list)
-    attempts: int = 0
-    spent: float = 0.0
-
-
-class Meter:
-    """Tells the breaker and the budget how one attempt went, from its pieces; a block around it."""
-
-    __slots__ = ("_breaker", "_budgets", "_case", "_cost", "_count", "_most", "_reservation", "_tier", "_told")
-
-    def __init__(
-        self, budgets: Budgets, case: _Case, tier: Tier, breaker: Breaker, reservation: Reservation, most: int
-    ) -> None:
-        self._budgets, self._case, self._tier, self._breaker = budgets, case, tier, breaker
-        self._reservation, self._most = reservation, most
-        self._count, self._cost, self._told = 0, 0.0, False
-
-    def see(self, piece: Piece | End) -> None:
-        """One more piece. Raises `TierFailed` where there are more than can be."""
-        if isinstance(piece, End):
-            self._breaker.success()
-            self._told = True
-            known = piece.tokens_in is not None and piece.tokens_out is not None
-            self._cost = (
-                self._tier.cost(piece.tokens_in or 0, piece.tokens_out or 0) if known else self._reservation.amount
-            )
-            return
-        self._count += 1
-        if self._count > 1.5 * self._most + 64:
-            raise TierFailed(
-                "tier_overran", f"tier {self._tier.name} said more than it was asked for", again=False, billed=True
-            )
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, TierFailed):
-            self._told = True
-            self._cost = self._reservation.amount if error.billed or self._count else 0.0
-            if error.code in _NOT_ITS_FAULT:
-                self._breaker.success()
-            elif error.code == "tier_full":  # it was not asked at all
-                self._breaker.neither()
-            else:
-                self._breaker.failure()
-        if not self._told:  # the client went away: the tier stops too, so what came so far is what it cost
-            self._breaker.neither()
-            self._cost = min(self._reservation.amount, self._tier.cost(self._case.request.size, self._count + 8))
-        self._case.spent += self._cost
-        self._budgets.settle(self._reservation, self._cost)
-
-
-async def _metered(pieces: AsyncIterator[Piece | End], meter: Meter) -> AsyncIterator[Piece | End]:
-    with meter:
-        async with aclosing(pieces) as source:  # type: ignore[type-var]
-            async for piece in source:
-                meter.see(piece)
-                yield piece
-
-
 class Gateway:
     """Serves requests by a config; `load_local`, `transport` and `hook` are for tests and for other models."""
 
@@ -218,7 +144,7 @@ class Gateway:
             else:
                 cleared = state.gate.clear(request, policies)
             until = began + min(seconds or state.config.deadline, state.config.deadline)
-            case = _Case(request, tenant, route, label, cleared, began, until)
+            case = Case(request, tenant, route, label, cleared, began, until)
             for cause in cleared.clearance.causes:
                 self.metrics.add("whit_kept_inside_total", cause=cause)
             try:
@@ -233,8 +159,10 @@ class Gateway:
             state.users -= 1
         return served
 
-    async def _first(self, state: State, case: _Case) -> Served:
-        chance = await guess(state, case.request, case.cleared, case.route, case.until)
+    async def _first(self, state: State, case: Case) -> Served:
+        chance = None
+        if state.choice is not None:
+            chance = await guess(state, case.request, case.cleared, case.route, case.until)
         order, first = plan(state, case.request, case.cleared, case.route, chance)
         reason = "; ".join([first, *case.cleared.clearance.reasons])
         kept: tuple[str, list[Piece | End]] | None = None
@@ -263,7 +191,7 @@ class Gateway:
         raise self._nobody(state, case, order, last)
 
     async def _doubt(
-        self, state: State, case: _Case, tier: Tier, signals: Signals, ready: list[Piece | End]
+        self, state: State, case: Case, tier: Tier, signals: Signals, ready: list[Piece | End]
     ) -> str | None:
         """Why a local answer is not good enough, if so."""
         end = ready[-1] if ready and isinstance(ready[-1], End) else End()
@@ -277,7 +205,7 @@ class Gateway:
         return None if same(text, text_of(again)) else "two samples disagree"
 
     async def _ask(
-        self, state: State, case: _Case, tier: Tier, *, whole: bool, sample: bool = False
+        self, state: State, case: Case, tier: Tier, *, whole: bool, sample: bool = False
     ) -> tuple[AsyncIterator[Piece | End] | None, list[Piece | End]]:
         """The first piece of a tier's answer (or all of it) and what follows. Raises `Refused`."""
         breaker = state.breakers[tier.name]
@@ -306,7 +234,7 @@ class Gateway:
                         for piece in ready:
                             meter.see(piece)
                     return None, ready
-                pieces = _metered(client.answer(case.cleared, ask), meter)
+                pieces = metered(client.answer(case.cleared, ask), meter)
                 ready = []
                 async for piece in pieces:
                     ready.append(piece)
@@ -322,7 +250,7 @@ class Gateway:
                 await asyncio.sleep(wait)
 
     def _served(
-        self, state: State, case: _Case, tier: Tier, pieces: AsyncIterator[Piece | End] | None,
+        self, state: State, case: Case, tier: Tier, pieces: AsyncIterator[Piece | End] | None,
         ready: list[Piece | End], why: str,
     ) -> Served:  # fmt: skip
         """An answer for the client: one that is no stream is whole by now, and written down."""
@@ -336,14 +264,14 @@ class Gateway:
         self._write(state, case, tier.name, "ok", why, end, time.monotonic() - case.began)
         return Served(tier.name, case.cleared, why, ready)
 
-    def _sample(self, state: State, case: _Case, rival: Tier, said: list[Piece | End]) -> None:
+    def _sample(self, state: State, case: Case, rival: Tier, said: list[Piece | End]) -> None:
         state.users += 1
         self._later(self._compare(state, case, rival, text_of(said)))
 
     async def _through(
         self,
         state: State,
-        case: _Case,
+        case: Case,
         tier: Tier,
         pieces: AsyncIterator[Piece | End] | None,
         ready: list[Piece | End],
@@ -377,10 +305,10 @@ class Gateway:
             state.users -= 1
             self._write(state, case, tier.name, outcome, why, end, first)
 
-    async def _compare(self, state: State, case: _Case, rival: Tier, text: str) -> None:
+    async def _compare(self, state: State, case: Case, rival: Tier, text: str) -> None:
         """Ask the dearest tier too, and write down how far it says the same. By the request's own clearance."""
         now = time.monotonic()
-        again = _Case(case.request, case.tenant, case.route, case.label, case.cleared, now, now + state.config.deadline)
+        again = Case(case.request, case.tenant, case.route, case.label, case.cleared, now, now + state.config.deadline)
         try:
             _, ready = await self._ask(state, again, rival, whole=True)
             end = next((piece for piece in ready if isinstance(piece, End)), None)
@@ -397,7 +325,7 @@ class Gateway:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    def _nobody(self, state: State, case: _Case, order: list[str], last: Refused | None) -> Refused:
+    def _nobody(self, state: State, case: Case, order: list[str], last: Refused | None) -> Refused:
         """The error that says why nobody answered."""
         clearance = case.cleared.clearance
         reasons = "; ".join(clearance.reasons)
@@ -417,7 +345,7 @@ class Gateway:
         return Refused(status, last.code if last else "unavailable", f"no tier could answer ({tried})")
 
     def _write(
-        self, state: State, case: _Case, tier: str, outcome: str, reason: str, end: End | None, first: float = 0.0,
+        self, state: State, case: Case, tier: str, outcome: str, reason: str, end: End | None, first: float = 0.0,
         agreement: float | None = None,
     ) -> None:  # fmt: skip
         seconds = time.monotonic() - case.began
@@ -435,9 +363,14 @@ class Gateway:
         self.ledger.add(
             Record(
                 time.time(), case.tenant.name, case.route.name if case.route else "", case.label or "", tier, outcome,
-                reason, clearance.id, " ".join(sorted(clearance.tiers)), " ".join(sorted(clearance.kinds)),
+                reason, clearance.id, _listed(clearance.tiers), _listed(clearance.kinds),
                 int(bool(tier) and not clearance.plain(tier)), case.attempts, tokens_in, tokens_out, case.spent,
                 dearest.cost(tokens_in, tokens_out), seconds, first, end.confidence if end else None,
                 agreement, ", ".join(clearance.causes),
             )
         )  # fmt: skip
+
+
+@lru_cache(1024)
+def _listed(names: frozenset[str]) -> str:
+    return " ".join(sorted(names))

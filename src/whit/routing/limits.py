@@ -1,12 +1,14 @@
-"""Time limits that cost little: one timer of the event loop for all blocks that run under one.
+"""Limits that cost little: one timer of the event loop for all blocks that run under one.
 
 `asyncio.timeout` does the same with a timer for each block, which the loop sorts in and throws away again; a gateway
-has several for each request, and of ten thousand one runs out. Knows nothing of what is limited.
+has several for each request, and of ten thousand one runs out. And places for so many at a time. Knows nothing of what
+is limited.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
@@ -42,6 +44,43 @@ class within:  # noqa: N801 - as the functions of asyncio that it stands beside
         """Its time is over."""
         self._late = True
         self.task.cancel()
+
+
+class Places:
+    """Places for so many at a time, first come, first served; where one is free there is no coroutine."""
+
+    def __init__(self, count: int) -> None:
+        self.free = count
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def take(self) -> bool:
+        """Take a place, where one is free."""
+        if self.free < 1:
+            return False
+        self.free -= 1
+        return True
+
+    async def wait(self) -> None:
+        """Take a place once one is free."""
+        if self.take():
+            return
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():  # it was given, and is not wanted any more
+                self.give()
+            raise
+
+    def give(self) -> None:
+        """Give a place back: to who waits longest, so that it is free only where nobody does."""
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self.free += 1
 
 
 class _Clock:

@@ -2,14 +2,16 @@
 
 Promises that a request's line, headers, trailers and the framing of its chunks are bounded in bytes, its headers in
 number and the time until its head is whole in seconds (slow-loris), whatever the application does. An application is
-told at once that its client left, where it gives `scope["whit.left"]` a call; a whole answer that it gives to
-`scope["whit.reply"]` is sent in one piece, and so is what it writes in one turn of the loop. Bodies are the
-application's business. Knows nothing of what requests hold.
+told at once that its client left, where it gives `scope["whit.left"]` a call; `scope["whit.body"]` gives it a body
+that is whole by then without waiting; a whole answer that it gives to `scope["whit.reply"]` is sent in one piece, and
+so is what it writes in one turn of the loop. Bodies are the application's business.
+
+Knows nothing of what requests hold.
 """
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, TimerHandle, Transport
+from asyncio import AbstractEventLoop, TimerHandle, Transport, current_task
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -84,6 +86,16 @@ def reply(cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, b
     return True
 
 
+def body(cycle: RequestResponseCycle) -> bytes | None:
+    """The body where all of it is here and nothing must be said first: what `cycle.receive` gives, in one step."""
+    if cycle.more_body or cycle.disconnected or cycle.response_complete or cycle.waiting_for_100_continue:
+        return None
+    cycle.flow.resume_reading()
+    cycle.message_event.clear()
+    whole, cycle.body = bytes(cycle.body), bytearray()
+    return whole
+
+
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
@@ -130,7 +142,10 @@ class Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or trailer."""
-        super().on_header(name, value)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
         if len(self.headers) > MOST_HEADERS:
             raise ValueError("too many headers")  # ends the parser, which ends the connection with 400
 
@@ -140,6 +155,7 @@ class Protocol(HttpToolsProtocol):
         self._in_time()
         super().on_headers_complete()
         self.scope["whit.reply"] = partial(reply, self.cycle)  # type: ignore[typeddict-unknown-key]
+        self.scope["whit.body"] = partial(body, self.cycle)  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
@@ -150,6 +166,15 @@ class Protocol(HttpToolsProtocol):
         """What comes next is a head."""
         super().on_message_complete()
         self._in_head, self._between, self._around = True, True, 0
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self.tasks.add(self.loop.create_task(self._answered(cycle, app)))
+
+    async def _answered(self, cycle: RequestResponseCycle, app: Any) -> None:
+        try:
+            await cycle.run_asgi(app)
+        finally:  # a task's own end costs less than a call of the loop for it
+            self.tasks.discard(current_task())
 
     def on_response_complete(self) -> None:
         """An answer is out; without another request the connection ends after a while."""
@@ -163,8 +188,7 @@ class Protocol(HttpToolsProtocol):
             self._looking = self.loop.call_later(self.timeout_keep_alive, self._look)
 
     def _unset_keepalive_if_required(self) -> None:
-        self._idle = None
-        super()._unset_keepalive_if_required()
+        self._idle = None  # the timer runs on: it is the connection's
 
     def _look(self) -> None:
         now, most = self.loop.time(), self.timeout_keep_alive

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from whit.routing.errors import Refused
@@ -41,6 +42,7 @@ _NUMBERS = {
 _COUNTS = {"max_tokens": (1, 1_000_000), "max_completion_tokens": (1, 1_000_000), "seed": (-(2**63), 2**63 - 1)}
 _LIMITS = frozenset({"max_tokens", "max_completion_tokens"})
 _TREES = ("tools", "tool_choice", "response_format")
+_OPTIONS = frozenset({*_NUMBERS, *_COUNTS, *_TREES, "stop", "stream_options"})
 _MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
 # Words of the API's own and of JSON Schema: a detector that looks for names would take some for one.
 _VOCABULARY = frozenset((
@@ -87,9 +89,9 @@ class ChatRequest:
         found: dict[str, Any] = json.loads(compact(self._kept))
         return found
 
-    def written(self, **first: Any) -> bytes:
-        """What may be passed on, as JSON, with `first` in place of how much may be said."""
-        return compact(first)[:-1].encode() + b"," + self._rest[1:]
+    def written(self, model: str, most: int, *, stream: bool = False) -> bytes:
+        """What may be passed on, as JSON for an OpenAI-compatible `model` that may say `most` tokens."""
+        return _opening(model, self.limit, most, stream) + self._rest[1:]
 
     def texts(self) -> list[str]:
         """Every text in it, numbers too; keys and other names come last, so that contents stand side by side."""
@@ -122,6 +124,12 @@ class ChatRequest:
         return ChatRequest(
             body, model=self.model, stream=self.stream, include_usage=self.include_usage, opaque=self.opaque
         )
+
+
+@lru_cache(256)
+def _opening(model: str, limit: str, most: int, stream: bool) -> bytes:
+    streamed = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    return compact({"model": model, limit: most, **streamed})[:-1].encode() + b","
 
 
 def content_text(content: Any) -> str:
@@ -157,7 +165,7 @@ def read_completion(raw: bytes) -> ChatRequest:
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        body = _READER.decode(raw.decode("utf-8"))
+        body = _read(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _bad("body", "is not valid JSON of the kind that every reader reads alike") from error
     if not isinstance(body, dict):
@@ -178,6 +186,17 @@ def _request(body: dict[str, Any]) -> ChatRequest:
     if body.get("n") not in (None, 1):
         raise _bad("n", "must be 1")
     kept["messages"], opaque = _messages(body.get("messages"))
+    usage = False
+    if not _OPTIONS.isdisjoint(body):
+        usage = _options(body, kept)
+    try:
+        return ChatRequest(kept, model=model, stream=stream, include_usage=usage, opaque=opaque)
+    except UnicodeEncodeError as error:
+        raise _bad("body", "holds half a character (a lone surrogate)") from error
+
+
+def _options(body: dict[str, Any], kept: dict[str, Any]) -> bool:
+    """Keep what else a client may say; whether it wants to know what a stream used."""
     for key, (low, high) in _NUMBERS.items():
         if (value := body.get(key)) is not None:
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -199,11 +218,7 @@ def _request(body: dict[str, Any]) -> ChatRequest:
                 raise _bad(key, "has a wrong shape")
             kept[key] = value
     options = body.get("stream_options")
-    usage = bool(isinstance(options, dict) and options.get("include_usage") is True)
-    try:
-        return ChatRequest(kept, model=model, stream=stream, include_usage=usage, opaque=opaque)
-    except UnicodeEncodeError as error:
-        raise _bad("body", "holds half a character (a lone surrogate)") from error
+    return bool(isinstance(options, dict) and options.get("include_usage") is True)
 
 
 def _messages(given: Any) -> tuple[list[dict[str, Any]], bool]:
@@ -297,6 +312,14 @@ def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _READER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_doubles)
+
+
+def _read(text: str) -> Any:
+    if text[:1] == "{":  # most have no spaces around them, which `decode` looks for
+        found, end = _READER.raw_decode(text)
+        if end == len(text):
+            return found
+    return _READER.decode(text)
 
 
 def _bad(field: str, message: str) -> Refused:

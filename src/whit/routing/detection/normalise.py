@@ -122,7 +122,7 @@ def _once(view: View) -> Iterator[str]:
         for part in {word, *word.split()}:  # the lines by themselves too: one that is none would spoil the rest
             if (found := _decoded(part)) is not None:
                 yield found
-    for match in hexadecimals(text):
+    for match in hexadecimals(text, view.ascii):
         digits = re.sub(r"0x|\\x|[^0-9a-fA-F]", "", match.group())
         if (found := _readable(bytes.fromhex(digits[: len(digits) // 2 * 2]))) is not None:
             yield found
@@ -157,9 +157,10 @@ def base64s(text: str) -> Iterator[str]:
             yield match.group()
 
 
-def hexadecimals(text: str) -> Iterator[re.Match[str]]:
+def hexadecimals(text: str, replaced: bytes | None = None) -> Iterator[re.Match[str]]:
     """Eleven bytes or more in hexadecimal, looked for only where 22 characters in a row could be that."""
-    for window in runs(text.encode("ascii", "replace").translate(_HEX_TABLE), 22):
+    raw = text.encode("ascii", "replace") if replaced is None else replaced
+    for window in runs(raw.translate(_HEX_TABLE), 22):
         yield from _HEX.finditer(text, *window)
 
 

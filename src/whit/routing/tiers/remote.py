@@ -52,7 +52,7 @@ class RemoteClient:
         return self._openai(request, ask)
 
     async def _openai_whole(self, request: ChatRequest, ask: Ask) -> list[Piece | End]:
-        content = request.written(**{"model": self._tier.model, request.limit: ask.max_tokens})
+        content = request.written(self._tier.model, ask.max_tokens)
         found = await self._wire.post(self._clearance, "/chat/completions", self._bearer(), content, ask.seconds)
         choice = _first(found.get("choices"))
         message = choice.get("message")
@@ -74,8 +74,7 @@ class RemoteClient:
             for piece in await self._openai_whole(request, ask):
                 yield piece
             return
-        content = request.written(**{"model": self._tier.model, request.limit: ask.max_tokens, "stream": True,
-                                     "stream_options": {"include_usage": True}})  # fmt: skip
+        content = request.written(self._tier.model, ask.max_tokens, stream=True)
         finish, usage = None, None
         async for event in self._wire.stream(
             self._clearance, "/chat/completions", self._bearer(), content, ask.seconds

@@ -16,7 +16,7 @@ from typing import Any
 from whit.routing.clearance import Clearance, require
 from whit.routing.config import Tier
 from whit.routing.errors import TierFailed
-from whit.routing.limits import within
+from whit.routing.limits import Places, within
 from whit.routing.tiers.transport import BrokenOff, HttpTransport, Response, Transport, Unreachable
 
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
@@ -32,7 +32,7 @@ class Wire:
         self._transport = transport or HttpTransport(
             connecting=min(10.0, 0.8 * tier.timeout), secure=tier.url.startswith("https:")
         )
-        self._places = asyncio.Semaphore(tier.concurrency)
+        self._places = Places(tier.concurrency)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -53,7 +53,7 @@ class Wire:
             finally:
                 response.close()
         try:
-            found = json.loads(raw)
+            found = _read(raw)
         except (ValueError, RecursionError) as error:
             raise self._failed("bad_upstream", "answered with broken JSON", billed=True) from error
         if not isinstance(found, dict):
@@ -127,6 +127,20 @@ class Wire:
         return TierFailed(code, f"tier {self.tier.name} {what}", again=again, billed=billed, after=after, status=status)
 
 
+def _read(raw: bytearray) -> Any:
+    try:
+        text = raw.decode("utf-8")
+        found, end = _READER.raw_decode(text)
+        if end == len(text):
+            return found
+    except ValueError:
+        pass
+    return json.loads(raw)  # which knows other encodings, and spaces around it
+
+
+_READER = json.JSONDecoder()
+
+
 class _Asked:
     """One of a tier's places and a time limit while the block runs; what goes wrong in it is told in whit's words."""
 
@@ -138,12 +152,10 @@ class _Asked:
     async def __aenter__(self) -> None:
         until = asyncio.get_running_loop().time() + self._seconds
         places = self._wire._places
-        if not places.locked():
-            await places.acquire()
-        else:  # nothing is sent yet, so nothing is billed
+        if not places.take():  # nothing is sent yet, so nothing is billed
             try:
                 with within(until):
-                    await places.acquire()
+                    await places.wait()
             except TimeoutError as error:
                 raise self._wire._failed(
                     "tier_full", "has too much to do: no place was free in time", status=503
@@ -154,7 +166,7 @@ class _Asked:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._wire._places.release()
+        self._wire._places.give()
         try:
             self._limit.__exit__(kind, error, trace)
         except TimeoutError as late:
