@@ -26,6 +26,9 @@ def test_the_faster_is_taken_where_it_is_clearly_faster(
     monkeypatch.setattr(dtypes, "_measure", lambda _: pytest.fail("measured again"))
     assert fastest_dtype() == expected
     assert choose_dtype("auto", "cpu") == getattr(torch, expected)
+    assert choose_dtype("auto", "cpu", 135_000_000) == getattr(torch, expected)
+    assert choose_dtype("auto", "cpu", 6_000_000) == torch.float32  # too small for conversions to pay
+    assert choose_dtype("bfloat16", "cpu", 6_000_000) == torch.bfloat16
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"machine": 1}', '{"dtype": "float16"}'])

@@ -79,8 +79,8 @@ class Base:
 def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu", quantize: str | None = None) -> Base:
     """Load a base by its name, .gguf file or transformers folder; a name may end in `:nf4` or `:int8`.
 
-    `dtype` is `auto` (what this machine computes fastest in), `float32` or `bfloat16`; `quantize` says the same as the
-    suffix. Raises `BaseError` for a base that is unknown, absent, damaged, not supported, or larger than the memory.
+    `dtype` is `auto` (what this machine computes a base of this size fastest in), `float32` or `bfloat16`; `quantize`
+    says the same as the suffix. Raises `BaseError` for a base that is unknown, absent, damaged, not supported, or larger than the memory.
     """
     if isinstance(name, str):
         name, asked = split_name(name)
@@ -93,7 +93,8 @@ def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu", qua
         raise BaseError(f"{reference.name} is not on this machine yet; fetch it with: whit pull {reference.name}")
     source = open_source(path)
     words = gguf_words(source.gguf.metadata, path) if isinstance(source, GgufSource) else folder_words(path)
-    number_type = choose_dtype(dtype, device)
+    parameters = sum(math.prod(shape) for shape in source.shapes.values())
+    number_type = choose_dtype(dtype, device, parameters)
     require_memory(source, number_type, quantize, device, reference.name)
     model, fingerprint, packed = _build(source, words, number_type, quantize)
     return Base(
@@ -107,7 +108,7 @@ def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu", qua
         dtype=str(number_type).removeprefix("torch."),
         licence=_licence(reference, source),
         stop_ids=stop_ids(words, source.config.get("eos_token_id")),
-        parameters=sum(math.prod(shape) for shape in source.shapes.values()),
+        parameters=parameters,
         source=source,
         quantized=quantize,
         packed=packed,
