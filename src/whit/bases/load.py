@@ -80,7 +80,8 @@ def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu", qua
     """Load a base by its name, .gguf file or transformers folder; a name may end in `:nf4` or `:int8`.
 
     `dtype` is `auto` (what this machine computes a base of this size fastest in), `float32` or `bfloat16`; `quantize`
-    says the same as the suffix. Raises `BaseError` for a base that is unknown, absent, damaged, not supported, or larger than the memory.
+    says the same as the suffix. Raises `BaseError` for a base that is unknown, absent, damaged, not supported, or
+    larger than the memory.
     """
     if isinstance(name, str):
         name, asked = split_name(name)
