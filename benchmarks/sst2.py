@@ -95,9 +95,11 @@ def run_whit(name: str, of: Task, exam: Examiner, options: argparse.Namespace) -
 
     rate = options.rate or LEARNING_RATES[kind, options.optimizer]
     epochs = options.lora_epochs if kind == "lora" else options.epochs
-    first = fresh(exam.base, name, encoded)
-    begin = partial(fresh, exam.base, name, encoded, getattr(first, "spec", None) if kind == "sparse" else None)
-    first.detach()
+    begin = partial(fresh, exam.base, name, encoded)
+    if kind == "sparse":  # its places are chosen once, for all seeds
+        first = begin()
+        begin = partial(begin, chosen=first.spec)
+        first.detach()
     every = []
     for seed in range(options.seed, options.seed + options.seeds):
         plan = Plan(

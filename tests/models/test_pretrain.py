@@ -153,6 +153,13 @@ def test_a_checkpoint_of_another_number_type_is_refused(recipe, windows, tmp_pat
         train(recipe, windows, tmp_path, 4, dtype="bfloat16")
 
 
+def test_products_are_computed_in_the_number_type_asked_for(recipe, windows, tmp_path):
+    one, other = (train(recipe, windows, tmp_path / dtype, 4, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert not same(one, other)
+    for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        assert a.dtype == b.dtype == torch.float32 and (a - b).norm() < 0.1 * a.norm()
+
+
 def test_micro_batches_do_not_make_another_recipe(recipe):
     assert replace(recipe, micro_batch=1).fingerprint() == recipe.fingerprint()
     assert replace(recipe, matrix_rate=0.5).fingerprint() != recipe.fingerprint()

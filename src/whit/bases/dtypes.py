@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16")
 #: bfloat16 must be at least this many times as fast as float32
 _GAIN = 1.2
-#: parameters below which a processor is given float32: products are so small that conversions outweigh them
-_SMALL = 20_000_000
+#: A base below so many parameters is small: its products are so short that on a processor conversions outweigh them.
+SMALL = 20_000_000
 
 
 def choose_dtype(dtype: str, device: str, parameters: int | None = None) -> torch.dtype:
@@ -38,7 +38,7 @@ def choose_dtype(dtype: str, device: str, parameters: int | None = None) -> torc
         raise UsageError(f"the device {device!r} is not known; use cpu, or cuda where there is one.") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError("there is no CUDA device here (or this torch was built without CUDA); use cpu.")
-    if dtype == "auto" and kind == "cpu" and parameters is not None and parameters < _SMALL:
+    if dtype == "auto" and kind == "cpu" and parameters is not None and parameters < SMALL:
         dtype = "float32"
     if dtype == "auto":
         dtype = fastest_dtype(device)

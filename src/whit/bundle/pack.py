@@ -161,7 +161,7 @@ def _base(base: Base) -> dict[str, Any]:
 
 def _teach(base: Base) -> dict[str, Any]:
     """How the page trains: ranks that a tab can afford, rates a little below those of `whit.training.sft`."""
-    from whit.training.sft import SMALL
+    from whit.bases.dtypes import SMALL
 
     if base.parameters < SMALL:
         return {"kind": "lora", "rank": 4, "alpha": 8.0, "rate": 3e-3, "batch": 8}

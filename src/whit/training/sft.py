@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicCache
 
 from whit.adapters.tunable import Bound, BoundLora, BoundVector
 from whit.bases import Base
+from whit.bases.dtypes import SMALL
 from whit.data.templates import Encoded
 from whit.errors import TrainingError, UsageError
 from whit.evaluation.decoding import decoder_of, window_of
@@ -38,8 +39,6 @@ LEARNING_RATES = {
     ("xs", "natural"): 0.1,
     ("tiny", "natural"): 0.1,
 }
-#: A base below so many parameters is small: rows are cheap, many are needed, and LoRA wants a higher rate.
-SMALL = 20_000_000
 #: for runs of up to so many steps; a longer one does not settle at it, and takes less by the root of its length
 SMALL_LORA_RATE, SMALL_LORA_STEPS = 5e-3, 250
 _OVERHEAD = 2_000_000  # parameters below which a step of 8 rows is still mostly overhead

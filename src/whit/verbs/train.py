@@ -287,7 +287,7 @@ def sparse_bytes(settings: TrainSettings, base: Base, targets: Sequence[Target],
 
 def default_kind(base: Base) -> str:
     """`lora` for small bases, which have too few directions for `xs`; `xs` for others."""
-    from whit.training.sft import SMALL
+    from whit.bases.dtypes import SMALL
 
     return "lora" if base.parameters < SMALL else "xs"
 
