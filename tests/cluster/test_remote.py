@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -39,7 +40,7 @@ class Heard(Talk):
 @pytest.fixture
 def longer(little: dict[str, Any]) -> dict[str, Any]:
     """Options with which training takes long enough to be disturbed."""
-    return {**little, "epochs": 28.0, "evaluations": 8, "patience": 99, "learning_rate": 0.005, "validation_rows": 4}
+    return {**little, "epochs": 56.0, "evaluations": 8, "patience": 99, "learning_rate": 0.005, "validation_rows": 4}
 
 
 @pytest.mark.slow
@@ -71,6 +72,24 @@ class Disturbing(Heard):
             disturb()
 
 
+def wait_for_a_checkpoint() -> None:
+    """Until the desk of the only run there has one; a node that is lost before has nothing to go on from."""
+    import ray
+    from ray.util import list_named_actors
+
+    from whit.cluster.connection import NAMESPACE
+
+    (name,) = [each["name"] for each in list_named_actors(all_namespaces=True) if each["name"].startswith("whit-")]
+    desk = ray.get_actor(name, namespace=NAMESPACE)
+    for _ in range(600):
+        job = json.loads(ray.get(desk.poll.remote(0)))["jobs"]["train"]
+        assert job["state"] == "running", job
+        if job["saves"]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint within half a minute")
+
+
 @pytest.mark.slow
 def test_a_node_lost_in_the_middle_costs_what_was_not_kept_yet(
     cluster: Any,
@@ -82,7 +101,12 @@ def test_a_node_lost_in_the_middle_costs_what_was_not_kept_yet(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     node = second(num_cpus=2)
-    heard = Disturbing(lambda: kill(node))
+
+    def lose() -> None:
+        wait_for_a_checkpoint()
+        kill(node)
+
+    heard = Disturbing(lose, share=0.05)
     settings = TrainSettings(data=rows, out=tmp_path / "away", ray=cluster.address, threads=2, **longer)
     away = train_remote(settings, talk=heard)
     said = "\n".join(heard.lines)
@@ -103,8 +127,6 @@ def test_a_driver_that_was_killed_finds_its_run_again(
         "import sys, json; from whit.verbs.remote import train_remote; from whit.verbs.worker import settings_from; "
         "from whit.talk import Talk; train_remote(settings_from(sys.argv[1]), talk=Talk())"
     )
-    import json
-
     from whit.settings import as_plain
 
     with subprocess.Popen(

@@ -95,9 +95,12 @@ class Desk:
             said = [event for event in self._events if event["n"] > since]
             progress = [event for event in self._progress.values() if event["n"] > since]
             jobs = {
-                key: {"state": job.state, "attempt": job.attempt, **({"answer": job.answer} if job.answer else {})}
+                key: {
+                    "state": job.state, "attempt": job.attempt, "saves": job.saves,
+                    **({"answer": job.answer} if job.answer else {}),
+                }
                 for key, job in self._jobs.items()
-            }
+            }  # fmt: skip
             return json.dumps({"n": self._count, "events": said, "progress": progress, "jobs": jobs})
 
     def files(self, key: str) -> dict[str, bytes]:

@@ -25,7 +25,7 @@ from whit.talk import Talk
 
 VERBS = frozenset({"whit.verbs.remote:train_here", "whit.verbs.trial:trial_here", "whit.verbs.trial:prove_here"})
 STATE = "state"  # the folder within the adapter's in which a run keeps its checkpoints
-_LOOK = 1.0  # seconds between looks for a new checkpoint
+_LOOK = 0.25  # seconds between looks for a new checkpoint
 
 
 class Reporting(Talk):
