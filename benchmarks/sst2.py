@@ -26,12 +26,12 @@ from whit.adapters.sparse import SparseSpec
 from whit.adapters.targets import Target, all_targets, select_targets
 from whit.adapters.tunable import Bound, tune_lora, tune_sparse, tune_vector
 from whit.adapters.vector import tiny_spec, xs_spec
+from whit.data.templates import Encoded
 from whit.evaluation.proof import Examiner
 from whit.evaluation.scoring import Score
 from whit.evaluation.verdict import compare
 from whit.talk import Talk
-from whit.training.batching import Encoded, collate, order
-from whit.training.sft import LEARNING_RATES, Plan, Progress, loss_of, train
+from whit.training.sft import LEARNING_RATES, Plan, Progress, batch_losses, train
 from whit.training.sparse import find_places
 from whit.verbs.runs import CALIBRATION, best_or_mean
 
@@ -43,9 +43,10 @@ def fresh(base: Any, name: str, rows: Sequence[Encoded] = (), chosen: SparseSpec
     name, _, where = name.partition("@")
     targets = all_targets(module for module, _ in base.model.named_modules())
     if where:
-        patterns, _, first = where.partition("@")
-        chosen = select_targets(targets, patterns.split("+"))
-        targets = tuple(target for target in chosen if target.layer >= int(first or 0))
+        patterns, _, layers = where.partition("@")
+        first, _, last = layers.partition("-")
+        some = select_targets(targets, patterns.split("+")) if patterns else targets
+        targets = tuple(each for each in some if int(first or 0) <= each.layer <= int(last or each.layer))
     indices = [target.index for target in targets]
     kind, _, size = name.partition(":")
     if kind == "lora":
@@ -59,10 +60,7 @@ def fresh(base: Any, name: str, rows: Sequence[Encoded] = (), chosen: SparseSpec
 
 
 def places_of(base: Any, targets: Sequence[Target], numbers: int, rows: Sequence[Encoded]) -> SparseSpec:
-    lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
-    steps = order(lengths, 4, seed=0, epoch=0)[: CALIBRATION // 4]
-    batches = [collate([rows[place] for place in places]) for places in steps]
-    losses = [lambda batch=batch: loss_of(base, batch).mean() for batch in batches]
+    losses = batch_losses(base, rows, rows=CALIBRATION, batch=4, seed=0)
     return find_places(base, targets, numbers, losses, rate=LEARNING_RATES["sparse", "adam"], on_round=tell_round)
 
 
@@ -207,7 +205,7 @@ def main() -> None:
     parser.add_argument(
         "systems",
         nargs="+",
-        help="xs[:r], lora[:r], tiny:N[/groups], sparse:N, trl[:rate], base; whit's also @targets[@first layer]",
+        help="xs[:r], lora[:r], tiny:N[/groups], sparse:N, trl[:rate], base; whit's also @targets[@first layer[-last]]",
     )
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--rows", type=int, default=2000)

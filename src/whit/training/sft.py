@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +25,7 @@ from whit.bases.dtypes import SMALL
 from whit.data.templates import Encoded
 from whit.errors import TrainingError, UsageError
 from whit.evaluation.decoding import decoder_of, window_of
-from whit.training.batching import Batch, collate, pack, steps_in
+from whit.training.batching import Batch, collate, order, pack, steps_in
 from whit.training.loop import Loop, Pace, Trained, under
 from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
 
@@ -277,6 +278,19 @@ class Supervised(Loop):
         """Take over a saved state."""
         self.mean = [state[f"mean.{at}"] for at in range(len(self.mean))]
         self.optimizer.load(under("optimizer.", state))
+
+
+def batch_losses(
+    base: Base, encoded: Sequence[Encoded], *, rows: int, batch: int, seed: int
+) -> list[Callable[[], torch.Tensor]]:
+    """The mean losses of the first batches of training that hold `rows` rows, each computed when it is called."""
+    lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in encoded]
+    steps = order(lengths, batch, seed=seed, epoch=0)[: -(-rows // batch)]
+
+    def loss(part: Batch) -> torch.Tensor:
+        return loss_of(base, part).mean()
+
+    return [partial(loss, collate([encoded[place] for place in places])) for places in steps]
 
 
 def _not_finite(losses: torch.Tensor, part: Batch) -> list[str]:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from whit.data.splitting import Split
     from whit.data.templates import Encoded
     from whit.evaluation.proof import Examiner
-    from whit.training.batching import Batch
     from whit.training.loop import Trained
     from whit.training.parallel import Team
     from whit.training.sft import Plan
@@ -190,20 +189,11 @@ def examine(settings: TrainSettings, split: Split, base: Base) -> tuple[Examiner
 def choosing(settings: TrainSettings, start: runs.Start, encoded: Sequence[Encoded], talk: Talk) -> Choose:
     """How a sparse adapter's weights are chosen: by the gradient of the loss on training rows."""
 
-    def losses() -> list[Callable[[], torch.Tensor]]:
-        from whit.training.batching import collate, order
-        from whit.training.sft import default_batch
+    def losses() -> Sequence[Callable[[], torch.Tensor]]:
+        from whit.training.sft import batch_losses, default_batch
 
-        lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in encoded]
         batch = settings.batch or default_batch(start.base)
-        steps = order(lengths, batch, seed=settings.seed, epoch=0)[: -(-runs.CALIBRATION // batch)]
-        batches = [collate([encoded[place] for place in places]) for places in steps]
-        return [functools.partial(mean_loss, batch) for batch in batches]
-
-    def mean_loss(batch: Batch) -> torch.Tensor:
-        from whit.training.sft import loss_of
-
-        return loss_of(start.base, batch).mean()
+        return batch_losses(start.base, encoded, rows=runs.CALIBRATION, batch=batch, seed=settings.seed)
 
     def choose(targets: Sequence[Target], numbers: int) -> SparseSpec:
         return runs.chosen_places(start, targets, numbers, losses, rate_of(settings, "sparse", start.base, 1), talk)
