@@ -5,9 +5,9 @@
 `whit bake benchmarks/baking-guide.md --examples benchmarks/baking-examples.jsonl` with SmolLM2 on inputs of sms_spam,
 whose labels only judge. The teacher is the base with the instruction and the examples, all written for this; agreement
 with it, gold scores of the bare base, the teacher and the adapter, prompt tokens and milliseconds of single requests
-are on dev. Seven of eight messages are no spam, so that who says "ok" to everything looks well: inputs to learn from
-are drawn with as many of each label (the labels do this alone), and on dev the classes are also given apart, with their
-mean (`balanced`).
+are on dev. Inputs to learn from are taken as they come, or, with --even, with as many of each label (the labels do this
+alone). Seven of eight messages are no spam, so that who says "ok" to everything looks well: on dev the classes are also
+given apart, with their mean (`balanced`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from whit.talk import Talk
 from whit.verbs.bake import bake
 
 
-def even(path: Path, rows: int) -> list[str]:
-    """The first lines of a file with as many of each label, in the file's order."""
-    lines = path.read_text("utf-8").splitlines()
+def even(lines: list[str], rows: int) -> list[str]:
+    """The first of a file's lines with as many of each label, in the file's order."""
     labels = [json.loads(line)["completion"] for line in lines]
     each = rows // len(set(labels))
     left = dict.fromkeys(labels, each)
@@ -57,10 +56,12 @@ def main() -> None:
     parser.add_argument("--guide", type=Path, default=Path(__file__).with_name("baking-guide.md"))
     parser.add_argument("--examples", type=Path, default=Path(__file__).with_name("baking-examples.jsonl"))
     parser.add_argument("--task", default="sms_spam")
-    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--rows", type=int, default=1200)
+    parser.add_argument("--even", action="store_true", help="inputs with as many of each label")
     parser.add_argument("--dev", type=int, default=300)
     parser.add_argument("--kind", default="xs")
     parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--validation-rows", type=int, default=150)
     parser.add_argument("--instruction", help="a short instruction that stays")
     options = parser.parse_args()
     folder = data_folder() / options.task
@@ -70,11 +71,14 @@ def main() -> None:
             "\n".join((folder / "dev.jsonl").read_text("utf-8").splitlines()[: options.dev]) + "\n", "utf-8"
         )
         inputs = Path(place) / "inputs.jsonl"
-        inputs.write_text("\n".join(even(folder / "train.jsonl", options.rows)) + "\n", "utf-8")
+        every = (folder / "train.jsonl").read_text("utf-8").splitlines()
+        taken = even(every, options.rows) if options.even else every[: options.rows]
+        inputs.write_text("\n".join(taken) + "\n", "utf-8")
         settings = BakeSettings(
             guide=options.guide, examples=options.examples, inputs=inputs, test_data=held,
             base=options.base, kind=options.kind, epochs=options.epochs,
-            instruction=options.instruction, out=Path(place) / "out", evaluations=4, validation_rows=50,
+            instruction=options.instruction, out=Path(place) / "out", evaluations=4,
+            validation_rows=options.validation_rows,
         )  # fmt: skip
         result = bake(settings, talk=Talk())
         found = result.to_json()

@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py memory
     python benchmarks/scale.py processes --threads 1
-    python benchmarks/scale.py sweep here --base eeny && python benchmarks/scale.py sweep there --base eeny
+    python benchmarks/scale.py sweep here --base eeny --rows 4800 --epochs 5   (then the same with `there`)
 
 `memory` counts the bytes of all weights as they are held, and the peak of resident memory in one training step of 8
 rows of 107 tokens, with layers kept and computed twice (Linux; `step` is that alone). `processes` trains the same `xs`
@@ -145,7 +145,7 @@ instruction = "Classify the sentiment of the movie review. Answer with one word,
 limit = {rows}
 validation = 0.15
 test = 0.15
-epochs = 1.0
+epochs = {epochs}
 evaluations = 2
 validation-rows = 40
 shots = []
@@ -160,7 +160,7 @@ def sweep(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as place:
         grid = Path(place) / "grid.toml"
         data = json.dumps(str(data_folder() / "sst2" / "train.jsonl"))
-        grid.write_text(GRID.format(data=data, base=json.dumps(options.base), rows=options.rows))
+        grid.write_text(GRID.format(data=data, base=json.dumps(options.base), rows=options.rows, epochs=options.epochs))
         if options.where == "here":
             took, _, found = swept(grid, [])
             row = {"seconds": round(took, 1), "core_seconds": round(took, 1)}
@@ -168,8 +168,9 @@ def sweep(options: argparse.Namespace) -> None:
             row, found = on_two_nodes(grid)
     ended = [each for each in found["variants"] if each["error"] is None]
     scores = {each["name"]: each["score"] for each in ended}
-    report([{"sweep": options.where, "base": options.base, "rows": options.rows, "variants": len(found["variants"]),
-             "ended": len(ended), **row, "winner": next(each["name"] for each in ended if each["kept"]),
+    report([{"sweep": options.where, "base": options.base, "rows": options.rows, "epochs": options.epochs,
+             "variants": len(found["variants"]), "ended": len(ended), **row,
+             "winner": next(each["name"] for each in ended if each["kept"]),
              "scores": scores, "verdict": found["verdict"]}])  # fmt: skip
 
 
@@ -225,6 +226,7 @@ def main() -> None:
     parser.add_argument("what", choices=("memory", "step", "processes", "sweep"))
     parser.add_argument("where", nargs="?", choices=("here", "there"), default="here", help="sweep: where")
     parser.add_argument("--rows", type=int, default=1200, help="sweep: rows of sst2, with those held out")
+    parser.add_argument("--epochs", type=float, default=1.0, help="sweep: of each variant")
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=16)
