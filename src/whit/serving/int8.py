@@ -25,6 +25,7 @@ from whit.adapters.basis import Basis
 from whit.adapters.targets import Target
 from whit.errors import UsageError
 from whit.evaluation.decoding import decoder_of, window_of
+from whit.serving import native
 from whit.serving.blocks import Blocks, groups_of
 from whit.serving.pool import Served
 from whit.serving.rows import SlotStore, Stack
@@ -60,7 +61,7 @@ class _Group:
     every module along its diagonal. `spans` are the outputs of each module by name.
     """
 
-    W: torch.Tensor
+    W: torch.Tensor | native.Packed
     scale: torch.Tensor
     out: int
     spans: dict[str, slice]
@@ -119,34 +120,43 @@ def orthogonal(size: int, *, seed: int) -> torch.Tensor:
 class Int8Model(SlotStore):
     """The slots of one base in 8 bits; `bases` are the directions of the ranks that are served."""
 
-    def __init__(self, base: Base, rows: int, context: int, bases: Mapping[int, Basis]) -> None:
+    def __init__(
+        self, base: Base, rows: int, context: int, bases: Mapping[int, Basis], *, library: native.Library | None = None
+    ) -> None:
         if why := suits(base):
             raise UsageError(f"{why}; serve it without --int8")
         super().__init__(base, rows, context, torch.float32)
         self._decoder: Any = decoder_of(base.model)
-        self._turns = _Turns(base.model.config)
-        self._eps = float(base.model.config.rms_norm_eps)
+        self.turns = _Turns(base.model.config)
+        self.eps = float(base.model.config.rms_norm_eps)
         self._embed: torch.Tensor = base.model.get_input_embeddings().weight
-        self._groups: list[list[_Group]] = []
+        self.groups: list[list[_Group]] = []
         self._spans: OrderedDict[tuple[int, ...], list[list[list[Move]]]] = OrderedDict()
         self._own: weakref.WeakKeyDictionary[Served, dict[str, tuple[torch.Tensor, torch.Tensor]]]
         self._own = weakref.WeakKeyDictionary()
+        library, turns = library or native.load(), self.turns
+        fits = native.suits(len(turns.residual), turns.dim, len(turns.block), int(base.model.config.intermediate_size))
+        self._code = library.code if fits else None
         self._norms = {target.name: self._norm_before(target) for target in self._targets}
         with torch.no_grad():
             groups = [self._group(places, bases) for places in groups_of(self._targets)]
-            self._groups = [groups[at : at + 4] for at in range(0, len(groups), 4)]
+            self.groups = [groups[at : at + 4] for at in range(0, len(groups), 4)]
             for rank in bases:
                 self._lay_out(rank, rows)
             head: torch.Tensor = base.model.get_output_embeddings().weight.float()
             norm: torch.Tensor = base.model.get_decoder().norm.weight.float()
-            self._head, self._head_scale = _rounded((head * norm) @ self._turns.residual)
+            self._head, self._head_scale = self._kept((head * norm) @ turns.residual)
+        self._steps = native.Steps(self, self._code, rows) if self._code else None
 
     def close(self) -> None:
         """The base was never touched."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (rows, vocabulary) of hidden states (rows, width); float32."""
-        logits = _product(hidden, self._head).mul_(self._head_scale)
+        if isinstance(self._head, native.Packed):
+            logits = self._head.times(hidden, scaled=True)
+        else:
+            logits = _product(hidden, self._head).mul_(self._head_scale)
         return logits if logits.shape[1] == self._embed.shape[0] else logits[:, : self._embed.shape[0]]
 
     def forward(self, first: int, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
@@ -157,8 +167,11 @@ class Int8Model(SlotStore):
         rows, width = len(tokens), max(map(len, tokens))
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in tokens])
         places = torch.tensor(starts)[:, None] + torch.arange(width)
+        loras = self._loras(first, rows)
+        if self._steps is not None and width == 1 and not loras:
+            return self._step(self._steps, first, ids[:, 0], places[:, 0])
         longest = max(at + len(row) for at, row in zip(starts, tokens, strict=True))
-        turns = self._turns
+        turns = self.turns
         each = turns.heads // turns.kv_heads
         seen = torch.arange(longest)[None, None, None, :] <= places[:, None, :, None]
         mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
@@ -169,9 +182,9 @@ class Int8Model(SlotStore):
         half = turns.dim // 2
         turn = torch.complex(cos[..., :half].float(), sin[..., :half].float()).reshape(-1, 1, half)
         span = (torch.arange(rows)[:, None], places.clamp(max=self.context))
-        moves, loras = self._moves(first, rows), self._loras(first, rows)
+        moves = self._moves(first, rows)
         at = slice(first, first + rows)
-        for layer, (qkv, out, gate_up, down) in enumerate(self._groups):
+        for layer, (qkv, out, gate_up, down) in enumerate(self.groups):
             move = moves[layer]
             y = self._apply(self._normed(h), qkv, rows, move[_QKV], loras)
             a = self._attend(y, self._kv[layer][:, at], turn, span, mask, longest)
@@ -183,6 +196,18 @@ class Int8Model(SlotStore):
             self._add(h, a, down, rows, move[_DOWN], loras)
         return self._normed(h).view(rows, width, -1)
 
+    def _step(self, steps: native.Steps, first: int, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """`forward` of one token for each row, all of them bare or with vector adapters."""
+        h = self._embed[ids].float() @ self.turns.residual
+        cos, sin = self._decoder.rotary_emb(h, places[:, None].clamp(max=self.context - 1))
+        turn = torch.stack([cos[:, 0], sin[:, 0]])[..., : self.turns.dim // 2].float().contiguous()
+        here = self._slots[first : first + len(ids)]
+        moved = {
+            rank: [served is not None and served.R is not None and served.rank == rank for served in here]
+            for rank in self._ranks(first, len(ids))
+        }
+        return steps.step(h, self._kv, first, places.clamp(max=self.context), turn, moved)[:, None]
+
     def _moves(self, first: int, rows: int) -> list[list[list[Move]]]:
         """For each layer and product, what the vector adapters of a span of slots need; kept, for spans come again."""
         ranks = self._ranks(first, rows)
@@ -192,7 +217,7 @@ class Int8Model(SlotStore):
             at = slice(first, first + rows)
             found = [
                 [[(group.z[rank], group.R[rank][at], group.US[rank]) for rank in ranks] for group in groups]
-                for groups in self._groups
+                for groups in self.groups
             ]
         self._spans[key] = found
         while len(self._spans) > _SPANS:
@@ -202,7 +227,7 @@ class Int8Model(SlotStore):
     # -- one layer's parts; x (tokens of all rows, in)
 
     def _normed(self, h: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(h, (h.shape[1],), None, self._eps)
+        return F.rms_norm(h, (h.shape[1],), None, self.eps)
 
     def _apply(
         self, x: torch.Tensor, group: _Group, rows: int, moves: list[Move], loras: dict[str, Stack]
@@ -257,7 +282,7 @@ class Int8Model(SlotStore):
         longest: int,
     ) -> torch.Tensor:
         """Attention's output (tokens of all rows, heads · dim); kv (2, rows, heads, places, dim) is written to."""
-        turns, rows = self._turns, kv.shape[1]
+        turns, rows = self.turns, kv.shape[1]
         wide, dim, heads = turns.heads * turns.dim, turns.dim, turns.kv_heads
         queries_keys = y[:, : wide + heads * dim].view(len(y), -1, dim // 2, 2)
         torch.view_as_complex(queries_keys).mul_(turn)
@@ -281,7 +306,7 @@ class Int8Model(SlotStore):
         return None
 
     def _group(self, at: Sequence[int], bases: Mapping[int, Basis]) -> _Group:
-        turns = self._turns
+        turns = self.turns
         targets = [self._targets[index] for index in at]
         parts, spans, end = [], {}, 0
         for target in targets:
@@ -301,21 +326,28 @@ class Int8Model(SlotStore):
             group.z[rank] = slice(columns, columns + rank * len(at))
             group.US[rank] = torch.block_diag(*outwards)  # type: ignore[no-untyped-call]
             columns = group.z[rank].stop
-        group.W, group.scale = _rounded(torch.cat(parts))
+        group.W, group.scale = self._kept(torch.cat(parts), end)
         return group
+
+    def _kept(self, W: torch.Tensor, out: int | None = None) -> tuple[torch.Tensor | native.Packed, torch.Tensor]:
+        """W (columns, in), of which the first `out` are a group's outputs, in 8 bits as it is multiplied here."""
+        rounded, scale = _rounded(W)
+        if self._code is None:
+            return rounded.mT, scale
+        return native.Packed(self._code, rounded, scale, out or len(rounded)), scale
 
     def _lay_out(self, rank: int, rows: int) -> None:
         factors = []
-        for groups in self._groups:
+        for groups in self.groups:
             for kind, group in enumerate(groups):
                 # What goes to the residual stream is used before it is scaled.
                 scale = group.scale[group.z[rank]] if kind in (_OUT, _DOWN) else torch.ones(len(group.spans) * rank)
                 factors.append(scale.view(-1, rank))
-        each = [len(group.spans) for groups in self._groups for group in groups]
+        each = [len(group.spans) for groups in self.groups for group in groups]
         self._blocks[rank] = Blocks(
             each, rank, rows, dtype=self._dtype, device=self._device, factors=torch.cat(factors)
         )
-        for place, group in enumerate(group for groups in self._groups for group in groups):
+        for place, group in enumerate(group for groups in self.groups for group in groups):
             group.R[rank] = self._blocks[rank].groups[place]
 
     def _lora(self, served: Served) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -325,20 +357,22 @@ class Int8Model(SlotStore):
             for target in self._targets:
                 if served.A is not None and served.B is not None and target.name in served.A:
                     A, B = served.A[target.name].float(), served.B[target.name].float()
-                    A = self._turns.columns(target.projection, A, self._norms[target.name])
-                    found[target.name] = A, self._turns.rows(target.projection, B)
+                    A = self.turns.columns(target.projection, A, self._norms[target.name])
+                    found[target.name] = A, self.turns.rows(target.projection, B)
             self._own[served] = found
         return found
 
 
 def _rounded(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """W (out, in) as int8 (in, out) and the scale of every output; outputs filled up with zeros."""
+    """W (out, in) as int8 and the scale of every output; outputs filled up with zeros."""
     W = F.pad(W, (0, 0, 0, -len(W) % _COLUMNS))
     scale = (W.abs().amax(1) / 127).clamp_(min=1e-30)
-    return (W / scale[:, None]).round_().to(torch.int8).contiguous().mT, scale
+    return (W / scale[:, None]).round_().to(torch.int8), scale
 
 
-def _product(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+def _product(x: torch.Tensor, W: torch.Tensor | native.Packed) -> torch.Tensor:
     """x (tokens, in) times W (in, columns), but for the columns' scales; every row is rounded by itself."""
+    if isinstance(W, native.Packed):
+        return W.times(x, scaled=False)
     scale = x.abs().amax(-1, keepdim=True).mul_(1 / 127).clamp_(min=1e-30)
     return torch._int_mm((x / scale).round_().to(torch.int8), W) * scale

@@ -1,0 +1,233 @@
+"""The 8-bit model's decoding step as one call: `native.c`, compiled once for this machine and kept in the cache folder.
+
+PyTorch computes a step of 32 rows in some 1,500 operations; on two cores that costs more than the arithmetic. Where
+there is a C compiler and the processor multiplies bytes (AVX-512 VNNI), the step is one function instead. Elsewhere
+`load` gives None, says why, and everything is computed by PyTorch. `WHIT_NATIVE=0` asks for that. The library shares
+PyTorch's OpenMP team: two teams would wait for one another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from whit.bases.cache import cache_folder
+from whit.errors import StorageError
+from whit.files import atomic_write
+
+if TYPE_CHECKING:
+    from whit.serving.int8 import Int8Model
+
+_SOURCE = Path(__file__).with_name("native.c")
+_NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma"})
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+_LANES = 16  # sizes must be multiples of this
+_SECONDS = 60.0  # for the compiler
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (
+        ("w", ctypes.c_void_p), ("minus", ctypes.c_void_p), ("scale", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64), ("columns", ctypes.c_int64), ("out", ctypes.c_int64),
+    )  # fmt: skip
+
+
+class _Move(ctypes.Structure):
+    _fields_ = (("R", ctypes.c_void_p), ("US", ctypes.c_void_p), ("z", ctypes.c_int64), ("size", ctypes.c_int64))
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        ("products", ctypes.c_void_p), ("turn", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("layers", "width", "heads", "kv_heads", "dim", "wide", "block")),
+        ("eps", ctypes.c_float),
+    )  # fmt: skip
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("moves", "moved", "places", "cos", "sin", "kv")),
+        *((name, ctypes.c_int64) for name in ("layer_stride", "v_stride", "slot_stride", "head_stride")),
+        *((name, ctypes.c_void_p) for name in ("h", "y", "x", "scales", "room")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("rows", "first", "ranks", "columns", "inputs", "rooms", "threads")
+        ),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Library:
+    """The compiled functions, or why there are none."""
+
+    code: Any
+    why: str = ""
+
+
+@cache
+def load() -> Library:
+    """The library, compiled if it was not; the reason where it cannot be had."""
+    why = _lacking()
+    if why:
+        return Library(None, why)
+    try:
+        code = ctypes.CDLL(str(_compiled()))
+    except (OSError, StorageError, subprocess.SubprocessError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return Library(None, f"the compiled step cannot be used ({first})")
+    code.whit_step.restype = code.whit_product.restype = None
+    code.whit_step.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    code.whit_product.argtypes = (
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p,
+        ctypes.c_void_p, ctypes.c_int64,
+    )  # fmt: skip
+    return Library(code)
+
+
+def _lacking() -> str:
+    if os.environ.get("WHIT_NATIVE", "1") == "0":
+        return "WHIT_NATIVE is 0"
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return "the compiled step is for Linux on x86-64"
+    if missing := _NEEDED - _features():
+        return f"this processor lacks {', '.join(sorted(missing))}"
+    if _compiler() is None:
+        return "there is no C compiler (gcc)"
+    return ""
+
+
+def _features() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def _compiler() -> str | None:
+    return shutil.which("gcc") or shutil.which("cc")
+
+
+def _compiled() -> Path:
+    """The library's file, made where it is not there. Raises what the compiler and the disk do."""
+    compiler = _compiler()
+    assert compiler is not None
+    source = _SOURCE.read_bytes()
+    about = " ".join([compiler, *_FLAGS, *sorted(_features()), torch.__version__])
+    digest = hashlib.sha256(source + about.encode()).hexdigest()[:24]
+    folder = cache_folder() / "native"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise OSError(f"others may write to {folder}")
+    path = folder / f"step-{digest}.so"
+    if not path.is_file():
+        aside = folder / f".{path.name}.{os.getpid()}"
+        try:
+            subprocess.run(
+                [compiler, *_FLAGS, str(_SOURCE), "-o", str(aside), "-lm"],
+                check=True, capture_output=True, timeout=_SECONDS,
+            )  # fmt: skip
+            atomic_write(path, aside.read_bytes())
+        finally:
+            aside.unlink(missing_ok=True)
+    return path
+
+
+class Packed:
+    """Weights of a product as the library takes them: int8 (columns, in) by sixteen columns and four inputs."""
+
+    def __init__(self, code: Any, W: torch.Tensor, scale: torch.Tensor, out: int) -> None:
+        columns, inputs = W.shape
+        self.code, self.columns, self.inputs = code, columns, inputs
+        self._w = W.view(columns // _LANES, _LANES, inputs // 4, 4).transpose(1, 2).contiguous()
+        self._minus = (W.sum(1, dtype=torch.int64) * -128).int()
+        self._scale = scale
+        self.about = _Product(
+            self._w.data_ptr(), self._minus.data_ptr(), scale.data_ptr(), inputs, columns, out
+        )  # fmt: skip
+
+    def times(self, x: torch.Tensor, *, scaled: bool) -> torch.Tensor:
+        """x (rows, in) times the weights, (rows, columns); every row is rounded by itself."""
+        x, rows = x.contiguous(), len(x)
+        y = torch.empty(rows, self.columns)
+        bytes_, scales = torch.empty(rows, self.inputs, dtype=torch.uint8), torch.empty(rows)
+        self.code.whit_product(
+            ctypes.addressof(self.about), x.data_ptr(), rows, scaled, bytes_.data_ptr(), scales.data_ptr(),
+            y.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+
+def suits(*sizes: int) -> bool:
+    """Whether a model of these sizes can be computed by the library."""
+    return all(size % _LANES == 0 for size in sizes)
+
+
+class Steps:
+    """The decoding steps of one model over slots."""
+
+    def __init__(self, model: Int8Model, code: Any, slots: int) -> None:
+        self._model, self._code = model, code
+        turns, groups = model.turns, [group for layer in model.groups for group in layer]
+        packed = [group.W for group in groups]
+        self._products = (_Product * len(packed))(*(each.about for each in packed))
+        self._turn = turns.block.contiguous()
+        width, wide = packed[1].about.out, packed[3].inputs
+        self._about = _Model(
+            ctypes.addressof(self._products), self._turn.data_ptr(), len(groups) // 4, width, turns.heads,
+            turns.kv_heads, turns.dim, wide, len(self._turn), model.eps,
+        )  # fmt: skip
+        each = turns.heads // turns.kv_heads
+        rooms = max(wide, each * (model.context + 1 + _LANES))
+        columns, inputs = (max(getattr(one, name) for one in packed) for name in ("columns", "inputs"))
+        self._room = {
+            "y": torch.empty(slots, columns), "x": torch.empty(slots, inputs, dtype=torch.uint8),
+            "scales": torch.empty(slots), "room": torch.empty(slots, rooms),
+        }  # fmt: skip
+        self._sizes = {"columns": columns, "inputs": inputs, "rooms": rooms}
+        self._moves: dict[tuple[int, ...], Any] = {}
+
+    def step(
+        self, h: torch.Tensor, kv: torch.Tensor, first: int, places: torch.Tensor, turn: torch.Tensor,
+        moved: Mapping[int, Sequence[bool]],
+    ) -> torch.Tensor:  # fmt: skip
+        """The normed states (rows, width) after all layers, written over the embeddings h.
+
+        kv (layers, 2, slots, heads, places, dim); places (rows,); turn (2, rows, dim / 2), cosines and sines; `moved`
+        says for each rank which rows have an adapter of it.
+        """
+        flags = torch.tensor([list(rows) for rows in moved.values()], dtype=torch.uint8)
+        layer, half, slot, head, _, _ = kv.stride()
+        about = _Step(
+            moves=ctypes.addressof(self._moves_of(tuple(moved))), moved=flags.data_ptr(), places=places.data_ptr(),
+            cos=turn[0].data_ptr(), sin=turn[1].data_ptr(), kv=kv.data_ptr() + 4 * first * slot, layer_stride=layer,
+            v_stride=half, slot_stride=slot, head_stride=head, h=h.data_ptr(), rows=len(h), first=first,
+            ranks=len(moved), threads=torch.get_num_threads(), **self._sizes,
+            **{name: room.data_ptr() for name, room in self._room.items()},
+        )  # fmt: skip
+        self._code.whit_step(ctypes.addressof(self._about), ctypes.addressof(about))
+        return h
+
+    def _moves_of(self, ranks: tuple[int, ...]) -> Any:
+        found = self._moves.get(ranks)
+        if found is None:
+            every = [
+                _Move(group.R[rank].data_ptr(), group.US[rank].data_ptr(), group.z[rank].start, group.R[rank].shape[1])
+                for layer in self._model.groups
+                for group in layer
+                for rank in ranks
+            ]
+            found = self._moves[ranks] = (_Move * max(1, len(every)))(*every)
+        return found

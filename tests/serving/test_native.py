@@ -1,0 +1,155 @@
+"""The 8-bit step compiled for this machine: PyTorch's up to rounding, each row by itself; or a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whit.serving import native
+from whit.serving.int8 import Int8Model, _rounded
+from whit.serving.payload import to_payload
+from whit.serving.pool import Pool
+
+NONE = native.Library(None, "not wanted")
+
+
+@pytest.fixture(scope="module")
+def library(cache: Path) -> native.Library:
+    found = native.load()
+    if found.code is None:
+        pytest.skip(found.why)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pool(base: Any) -> Pool:
+    return Pool(base, ranks=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def mixed(make: Callable[..., Any]) -> list[Any]:
+    return [None, make("tiny", 1), make("xs", 2), make("tiny", 5, rank=3), None, make("xs", 6, rank=3)]
+
+
+def filled(base: Any, pool: Pool, adapters: list[Any], library: native.Library, *, first: int = 0) -> Int8Model:
+    """A model whose slots from `first` on have these adapters and some tokens each, the same for every library."""
+    model = Int8Model(base, first + len(adapters), 64, pool.bases, library=library)
+    for slot, adapter in enumerate(adapters, start=first):
+        model.put(slot, adapter and pool.ready(to_payload(adapter)))
+    draw = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 100, (3 + row,), generator=draw).tolist() for row in range(len(adapters))]
+    for slot, prompt in enumerate(prompts, start=first):
+        model.forward(slot, [prompt], [0])
+    return model
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 21), inputs=st.integers(1, 9), columns=st.integers(1, 7), seed=st.integers(0, 999))
+def test_a_product_is_exact(library: native.Library, rows: int, inputs: int, columns: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 16 * inputs, generator=draw) * 10.0 ** torch.randint(-3, 3, (rows, 1), generator=draw)
+    x[0] *= seed % 3  # sometimes nothing but zeros
+    W, scale = _rounded(torch.randn(16 * columns, 16 * inputs, generator=draw))
+    packed = native.Packed(library.code, W, scale, len(W))
+    sizes = x.abs().amax(-1, keepdim=True).mul_(1 / 127).clamp_(min=1e-30)
+    wanted = ((x / sizes).round().double() @ W.double().mT).float() * sizes
+    assert torch.equal(packed.times(x, scaled=False), wanted)
+    assert torch.equal(packed.times(x, scaled=True), wanted * scale)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_step_is_pytorchs(base: Any, pool: Pool, mixed: list[Any], library: native.Library, first: int) -> None:
+    """As near as rounding to 8 bits lets two ways of summing be: a change of 1e-6 of the inputs moves as much."""
+    rows = len(mixed)
+    tokens, places = [[50 + row] for row in range(rows)], [3 + row for row in range(rows)]
+    with torch.inference_mode():
+        models = {
+            name: filled(base, pool, mixed, which, first=first)
+            for name, which in (("own", library), ("torch", NONE), ("moved", NONE))
+        }
+        assert models["own"]._steps is not None and models["torch"]._steps is None
+        noise = torch.randn(models["moved"]._embed.shape, generator=torch.Generator().manual_seed(1))
+        models["moved"]._embed = models["moved"]._embed * (1 + 1e-6 * noise)
+        kept = models["torch"]._kv.clone()
+        found = {}
+        for name, model in models.items():
+            model._kv.copy_(kept)
+            found[name] = model.logits(model.forward(first, tokens, places).flatten(0, 1)), model._kv
+    logits, kv = found["torch"]
+    own, own_kv = found["own"]
+    assert torch.allclose(own_kv[0], kv[0], atol=1e-5), "before anything was rounded twice"
+    written = [own_kv[1][0, first + row, :, places[row]] for row in range(rows)]
+    assert all(bool(each.abs().sum() > 0) for each in written)
+    allowed = max(float((found["moved"][0] - logits).abs().max()), 1e-4)
+    assert float((own - logits).abs().max()) <= 4 * allowed
+    # An adapter that were left out would be seen.
+    with torch.inference_mode():
+        bare = filled(base, pool, [None] * rows, library, first=first)
+        bare._kv.copy_(kept)
+        alone = bare.logits(bare.forward(first, tokens, places).flatten(0, 1))
+    for row, adapter in enumerate(mixed):
+        gap = float((alone[row] - own[row]).abs().max())
+        assert gap > 8 * allowed if adapter is not None else gap == 0, row
+
+
+def test_no_row_depends_on_those_beside_it_nor_on_threads(
+    base: Any, pool: Pool, mixed: list[Any], library: native.Library
+) -> None:
+    tokens, places = [[50 + row] for row in range(len(mixed))], [3 + row for row in range(len(mixed))]
+    threads = torch.get_num_threads()
+    try:
+        with torch.inference_mode():
+            torch.set_num_threads(2)
+            together = filled(base, pool, mixed, library).forward(0, tokens, places)
+            torch.set_num_threads(1)
+            assert torch.equal(filled(base, pool, mixed, library).forward(0, tokens, places), together)
+            model = filled(base, pool, mixed, library)
+            for row in reversed(range(len(mixed))):
+                assert torch.equal(model.forward(row, [tokens[row]], [places[row]])[0], together[row])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], native.Library]:
+    """`load` as if for the first time, with a cache folder of its own."""
+    monkeypatch.setenv("WHIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "_features", lambda: native._NEEDED)
+    return native.load.__wrapped__
+
+
+def compiler(folder: Path, script: str) -> Path:
+    folder.mkdir()
+    (folder / "gcc").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "gcc").chmod(0o755)
+    return folder
+
+
+def test_reasons_are_told(anew: Callable[[], native.Library], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert anew().why == "there is no C compiler (gcc)"
+    monkeypatch.setenv("PATH", f"{compiler(tmp_path / 'bad', 'echo what is this >&2; exit 1')}:/bin:/usr/bin")
+    assert "cannot be used" in anew().why
+    odd = compiler(tmp_path / "odd", "while [ $# -gt 1 ] && [ $1 != -o ]; do shift; done; echo nonsense > $2")
+    monkeypatch.setenv("PATH", f"{odd}:/bin:/usr/bin")
+    assert "cannot be used" in anew().why
+    monkeypatch.setenv("WHIT_NATIVE", "0")
+    assert anew().why == "WHIT_NATIVE is 0"
+    monkeypatch.delenv("WHIT_NATIVE")
+    monkeypatch.setattr(native, "_features", frozenset)
+    assert "lacks avx512" in anew().why
+
+
+def test_a_folder_that_others_may_write_to_is_not_trusted(anew: Callable[[], native.Library], tmp_path: Path) -> None:
+    (tmp_path / "cache" / "native").mkdir(parents=True)
+    (tmp_path / "cache" / "native").chmod(0o777)
+    found = anew()
+    assert found.code is None and (
+        "others may write" in found.why or "compiler" in found.why or "for Linux" in found.why
+    )
