@@ -2,12 +2,15 @@
 
     python benchmarks/influence.py
     python benchmarks/influence.py --validation-too --seed 1
+    python benchmarks/influence.py --rows 2000 --epochs 1 --save found.pt
+    python benchmarks/influence.py --rows 2000 --found found.pt --again lora:8 --epochs 3
 
 An `xs` adapter learns from the flipped rows. Then the rows are ranked by doubt (as `whit check --influence` does), by
 first-order harm, by their loss under that adapter, and by cleanlab's label quality: from out-of-fold probabilities of
 TF-IDF and a linear classifier, as cleanlab is commonly used, and from the adapter's own probabilities. For each
 ranking: the share of flipped rows among the worst tenth (a tenth by chance). Then the adapter is trained again without
-the worst tenth by doubt, and both are compared on dev.
+the worst tenth by doubt, and both are compared on dev. With --again another kind is trained twice in its place, on all
+rows and without the worst tenth that the small adapter found.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from whit.adapters.tunable import Bound
 from whit.data.rows import Row
 from whit.evaluation.proof import Examiner
 from whit.evaluation.verdict import compare
-from whit.training.gradients import row_gradients
+from whit.training.gradients import Gradients, row_gradients
 from whit.training.influence import influence
 from whit.training.sft import LEARNING_RATES, Plan, train
 
@@ -39,8 +42,8 @@ def flipped(rows: list[Row], share: float, seed: int) -> tuple[list[Row], set[st
     return changed, chosen
 
 
-def tuned(exam: Examiner, of: Task, rows: list[Row], options: argparse.Namespace, name: str) -> Bound:
-    bound, kind = fresh(exam.base, options.kind), options.kind.partition(":")[0]
+def tuned(exam: Examiner, of: Task, rows: list[Row], options: argparse.Namespace, which: str, name: str) -> Bound:
+    bound, kind = fresh(exam.base, which), which.partition(":")[0]
     encoded, choosing = exam.encode(rows, learn=True), exam.encode(of.validation)
 
     def score() -> float:
@@ -59,6 +62,19 @@ def tuned(exam: Examiner, of: Task, rows: list[Row], options: argparse.Namespace
     done = train(exam.base, bound, encoded, plan, score, watch=watch)
     bound.load(done.adapter)
     return bound
+
+
+def load(path: str, exam: Examiner, rows: list[Row], validation: list[Row]) -> tuple[Gradients, Gradients]:
+    """The gradients of the training and the validation rows that an earlier run kept."""
+    kept = torch.load(path, weights_only=True)
+
+    def of(some: list[Row], losses: torch.Tensor, G: torch.Tensor) -> Gradients:
+        if len(some) != len(G):
+            raise SystemExit(f"{path} is of {len(G)} rows, and here are {len(some)}")
+        tokens = torch.tensor([len(row.completion_ids) for row in exam.encode(some, learn=True)])
+        return Gradients(tuple(row.id for row in some), losses, tokens, G)
+
+    return of(rows, kept["losses"], kept["G"]), of(validation, torch.zeros(len(validation)), kept["Gv"])
 
 
 def cleanlab_by_words(rows: list[Row], labels: list[str]) -> torch.Tensor:
@@ -107,6 +123,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", help="keep gradients and labels in this file, to try other rankings on")
+    parser.add_argument("--found", help="take the gradients from a file that --save made, with the same rows and seed")
+    parser.add_argument("--again", help="the kind that is trained with and without the worst tenth, as xs or lora:8")
     options = parser.parse_args()
     of = task(options.task, rows=options.rows, validation=options.validation, dev=options.dev)
     rows, wrong = flipped(of.train, options.flip, options.seed)
@@ -114,15 +132,18 @@ def main() -> None:
         of = replace(of, validation=flipped(of.validation, options.flip, options.seed + 1)[0])
     labels = sorted({row.completion for row in rows})
     exam = examiner(open_base(options.base), of, max_tokens=4)
-    bound = tuned(exam, of, rows, options, "with flipped labels")
+    if options.found:
+        learned, judged = load(options.found, exam, rows, of.validation)
+    else:
+        bound = tuned(exam, of, rows, options, options.kind, "with flipped labels")
 
-    def gradients(name: str, some: list[Row]) -> Any:
-        return row_gradients(
-            exam.base, bound, exam.encode(some, learn=True),
-            on_done=lambda done: tell(f"gradients: {done} {name} rows") if done % 200 == 0 else None,
-        )  # fmt: skip
+        def gradients(name: str, some: list[Row]) -> Gradients:
+            return row_gradients(
+                exam.base, bound, exam.encode(some, learn=True),
+                on_done=lambda done: tell(f"gradients: {done} {name} rows") if done % 200 == 0 else None,
+            )  # fmt: skip
 
-    judged, learned = gradients("validation", of.validation), gradients("training", rows)
+        judged, learned = gradients("validation", of.validation), gradients("training", rows)
     found = influence(learned, judged)
     if options.save:
         plain = {"G": learned.G, "losses": learned.losses, "Gv": judged.G, "wrong": [row.id in wrong for row in rows]}
@@ -132,21 +153,30 @@ def main() -> None:
         "harm, first order": found.harm.argsort(descending=True),
         "loss": learned.losses.argsort(descending=True),
         "cleanlab, TF-IDF out of fold": cleanlab_by_words(rows, labels).argsort(descending=True),
-        "cleanlab, the adapter's own": cleanlab_by_adapter(exam, bound, rows, labels).argsort(descending=True),
     }
+    if not options.found:
+        own = cleanlab_by_adapter(exam, bound, rows, labels)
+        rankings["cleanlab, the adapter's own"] = own.argsort(descending=True)
+        if options.again:
+            bound.detach()
     count = round(0.1 * len(rows))
     for name, order in rankings.items():
         hits = sum(rows[at].id in wrong for at in order[:count].tolist())
         report([{"ranking": name, "flipped_among_worst_tenth": round(hits / count, 4), "rows": len(rows)}])
     report([{"validation_rows": len(of.validation), "agreement_of_halves": round(found.agreement, 3)}])
+    again = options.again or options.kind
+    if options.again or options.found:
+        bound = tuned(exam, of, rows, options, again, "with flipped labels")
     before = exam.system("all rows", "adapter", of.dev, bound=bound)
     bound.detach()
     left_out = {rows[at].id for at in rankings["doubt"][:count].tolist()}
-    again = tuned(exam, of, [row for row in rows if row.id not in left_out], options, "without the worst tenth")
-    after = exam.system("without the worst tenth", "adapter", of.dev, bound=again)
+    fewer = [row for row in rows if row.id not in left_out]
+    bound = tuned(exam, of, fewer, options, again, "without the worst tenth")
+    after = exam.system("without the worst tenth", "adapter", of.dev, bound=bound)
     result = compare(before.scores, after.scores)
     report([{
-        "dev_rows": result.rows, "all_rows": round(result.base, 4), "without_the_worst_tenth": round(result.tuned, 4),
+        "kind": again, "dev_rows": result.rows, "all_rows": round(result.base, 4),
+        "without_the_worst_tenth": round(result.tuned, 4),
         "interval": [round(bound, 4) for bound in result.interval], "p_value": result.p_value,
         "verdict": str(result.verdict),
     }])  # fmt: skip
