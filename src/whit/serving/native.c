@@ -2,11 +2,14 @@
 
    Weights are int8 by column, inputs are rounded to 8 bits by row, sums are exact integers (VPDPBUSD). Rows are shared
    out among the threads for what is a row's own (norms, adapters, rotations, attention), columns for the products. Only
-   tokens that follow others are computed here, one for each row. The caller's OpenMP team is used. Sizes were checked. */
+   tokens that follow others are computed here, one for each row. The caller's OpenMP team is used, but for its barriers:
+   threads take shares as they come, so that one whose processor is taken away is waited for only where it has a share
+   in hand. Sizes were checked. */
 
 #include <immintrin.h>
 #include <math.h>
-#include <omp.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -46,6 +49,39 @@ typedef struct {
 
 #define INLINE static inline __attribute__((always_inline))
 #define VECTOR 16
+
+/* A piece of work: how many of its shares were taken, and how many are done */
+typedef struct {
+    _Alignas(64) atomic_llong taken;
+    atomic_llong done;
+} Work;
+
+#define SHARES 4 /* of each thread, about */
+
+INLINE int64_t take(Work *work) { return atomic_fetch_add_explicit(&work->taken, 1, memory_order_relaxed); }
+INLINE void finish(Work *work) { atomic_fetch_add_explicit(&work->done, 1, memory_order_release); }
+
+/* Until all shares are done, those of other threads too */
+static void wait_for(Work *work, int64_t shares)
+{
+    for (int turn = 0; atomic_load_explicit(&work->done, memory_order_acquire) < shares; turn++)
+        if (turn < 2000)
+            _mm_pause();
+        else
+            sched_yield();
+}
+
+/* The body is run for each row of the shares that this thread takes */
+#define EACH_ROW(work, row, rows, threads, ...)                                                  \
+    do {                                                                                         \
+        Work *const work_ = (work);                                                              \
+        const int64_t each_ = ((rows) + SHARES * (threads)-1) / (SHARES * (threads));            \
+        const int64_t shares_ = ((rows) + each_ - 1) / each_;                                    \
+        for (int64_t share_; (share_ = take(work_)) < shares_; finish(work_))                      \
+            for (int64_t row = share_ * each_; row < (rows) && row < (share_ + 1) * each_; row++) \
+                __VA_ARGS__                                                                      \
+        wait_for(work_, shares_);                                                                \
+    } while (0)
 
 INLINE float sum(__m512 v) { return _mm512_reduce_add_ps(v); }
 
@@ -92,18 +128,26 @@ static float inverse_root_mean_square(const float *h, int64_t n, float eps)
     return 1.0f / sqrtf(sum(total) / (float)n + eps);
 }
 
-/* y of `rows` rows and `wide` times 16 columns from `panel` on */
+/* y of `rows` rows and `wide` times 16 columns from `panel` on. Meanwhile every `every`th line of weights is fetched
+   from `ahead` on, for weights come from memory and are used once a step. */
 INLINE void tile(const Product *p, int64_t panel, int wide, const uint8_t *x, int64_t inputs, const float *scales,
-                 int rows, int scaled, float *y, int64_t columns)
+                 int rows, int scaled, float *y, int64_t columns, const int8_t *ahead, int64_t every)
 {
     __m512i total[8][2];
     const int64_t steps = p->in / 4, size = steps * 64;
     const int8_t *w = p->w + panel * size;
+    int64_t left = 1;
     for (int v = 0; v < wide; v++)
         for (int r = 0; r < rows; r++)
             total[r][v] = _mm512_loadu_si512(p->minus + (panel + v) * VECTOR);
     for (int64_t k = 0; k < steps; k++) {
         __m512i column[2];
+        if (--left == 0) {
+            for (int v = 0; v < wide; v++)
+                _mm_prefetch((const char *)(ahead + v * size), _MM_HINT_T0);
+            ahead += 64;
+            left = every;
+        }
         for (int v = 0; v < wide; v++)
             column[v] = _mm512_loadu_si512(w + v * size + k * 64);
         for (int r = 0; r < rows; r++) {
@@ -126,27 +170,31 @@ INLINE void tile(const Product *p, int64_t panel, int wide, const uint8_t *x, in
 INLINE void tiles(const Product *p, int64_t panel, int wide, const uint8_t *x, int64_t inputs, const float *scales,
                   int64_t rows, int scaled, float *y, int64_t columns)
 {
+    const int64_t size = p->in * VECTOR, blocks = rows / 8 + rows % 8 / 4 + rows % 4, share = p->in / 4 / blocks * 64;
+    const int8_t *ahead = p->w + (panel + wide) * size;
     int64_t r = 0;
-    for (; r + 8 <= rows; r += 8)
-        tile(p, panel, wide, x + r * inputs, inputs, scales + r, 8, scaled, y + r * columns, columns);
-    for (; r + 4 <= rows; r += 4)
-        tile(p, panel, wide, x + r * inputs, inputs, scales + r, 4, scaled, y + r * columns, columns);
-    for (; r < rows; r++)
-        tile(p, panel, wide, x + r * inputs, inputs, scales + r, 1, scaled, y + r * columns, columns);
+    for (; r + 8 <= rows; r += 8, ahead += share)
+        tile(p, panel, wide, x + r * inputs, inputs, scales + r, 8, scaled, y + r * columns, columns, ahead, blocks);
+    for (; r + 4 <= rows; r += 4, ahead += share)
+        tile(p, panel, wide, x + r * inputs, inputs, scales + r, 4, scaled, y + r * columns, columns, ahead, blocks);
+    for (; r < rows; r++, ahead += share)
+        tile(p, panel, wide, x + r * inputs, inputs, scales + r, 1, scaled, y + r * columns, columns, ahead, blocks);
 }
 
-/* This thread's columns of a product */
-static void product(const Product *p, const uint8_t *x, int64_t inputs, const float *scales, int64_t rows, int scaled,
-                    float *y, int64_t columns)
+/* The columns of a product that this thread takes */
+static void product(Work *work, const Product *p, const uint8_t *x, int64_t inputs, const float *scales, int64_t rows,
+                    int scaled, float *y, int64_t columns, int64_t threads)
 {
-    int64_t pairs = (p->columns / VECTOR + 1) / 2, threads = omp_get_num_threads(), me = omp_get_thread_num();
-    int64_t panels = p->columns / VECTOR, end = 2 * (pairs * (me + 1) / threads);
-    for (int64_t panel = 2 * (pairs * me / threads); panel < end && panel < panels; panel += 2) {
-        if (panel + 1 < panels)
-            tiles(p, panel, 2, x, inputs, scales, rows, scaled, y, columns);
-        else
-            tiles(p, panel, 1, x, inputs, scales, rows, scaled, y, columns);
-    }
+    const int64_t panels = p->columns / VECTOR, pairs = (panels + 1) / 2;
+    const int64_t each = (pairs + SHARES * threads - 1) / (SHARES * threads), shares = (pairs + each - 1) / each;
+    for (int64_t share; (share = take(work)) < shares; finish(work))
+        for (int64_t panel = 2 * share * each; panel < panels && panel < 2 * (share + 1) * each; panel += 2) {
+            if (panel + 1 < panels)
+                tiles(p, panel, 2, x, inputs, scales, rows, scaled, y, columns);
+            else
+                tiles(p, panel, 1, x, inputs, scales, rows, scaled, y, columns);
+        }
+    wait_for(work, shares);
 }
 
 /* to += z R U S for each rank of which this row has an adapter */
@@ -179,6 +227,9 @@ INLINE void attend(const float *q, const float *k, const float *v, int64_t lengt
 {
     const int64_t stride = (length + VECTOR - 1) / VECTOR * VECTOR;
     const float by = 1.0f / sqrtf((float)dim);
+    float scales[each];
+    for (int64_t at = 0; at < length * dim; at += VECTOR)
+        _mm_prefetch((const char *)(v + at), _MM_HINT_T0);
     for (int64_t p = 0; p < length; p++)
         for (int e = 0; e < each; e++) {
             __m512 total = _mm512_setzero_ps();
@@ -200,14 +251,29 @@ INLINE void attend(const float *q, const float *k, const float *v, int64_t lengt
             total = _mm512_add_ps(total, c);
             _mm512_storeu_ps(chances + p, c);
         }
-        float scale = 1.0f / sum(total);
-        for (int64_t d = 0; d < dim; d += VECTOR) {
-            __m512 found = _mm512_setzero_ps();
-            for (int64_t p = 0; p < length; p++)
-                found = _mm512_fmadd_ps(_mm512_set1_ps(chances[p]), _mm512_loadu_ps(v + p * dim + d), found);
-            _mm512_storeu_ps(to + e * dim + d, _mm512_mul_ps(found, _mm512_set1_ps(scale)));
-        }
+        scales[e] = 1.0f / sum(total);
     }
+    for (int64_t d = 0; d < dim; d += VECTOR)
+        for (int e = 0; e < each; e += 2) {
+            const float *one = room + e * stride, *two = one + (e + 1 < each ? stride : 0);
+            __m512 a = _mm512_setzero_ps(), b = a, c = a, z = a;
+            int64_t p = 0;
+            for (; p + 2 <= length; p += 2) {
+                __m512 even = _mm512_loadu_ps(v + p * dim + d), odd = _mm512_loadu_ps(v + (p + 1) * dim + d);
+                a = _mm512_fmadd_ps(_mm512_set1_ps(one[p]), even, a);
+                b = _mm512_fmadd_ps(_mm512_set1_ps(two[p]), even, b);
+                c = _mm512_fmadd_ps(_mm512_set1_ps(one[p + 1]), odd, c);
+                z = _mm512_fmadd_ps(_mm512_set1_ps(two[p + 1]), odd, z);
+            }
+            if (p < length) {
+                __m512 last = _mm512_loadu_ps(v + p * dim + d);
+                a = _mm512_fmadd_ps(_mm512_set1_ps(one[p]), last, a);
+                b = _mm512_fmadd_ps(_mm512_set1_ps(two[p]), last, b);
+            }
+            _mm512_storeu_ps(to + e * dim + d, _mm512_mul_ps(_mm512_add_ps(a, c), _mm512_set1_ps(scales[e])));
+            if (e + 1 < each)
+                _mm512_storeu_ps(to + (e + 1) * dim + d, _mm512_mul_ps(_mm512_add_ps(b, z), _mm512_set1_ps(scales[e + 1])));
+        }
 }
 
 /* Queries and keys are turned by their place, keys and values kept, and attention's output written over the queries */
@@ -234,6 +300,17 @@ static void look_back(const Model *m, const Step *s, int64_t layer, int64_t row)
     }
 }
 
+/* x (n), n <= 64, times H (n, n), in its place */
+INLINE void turned(const float *H, int64_t n, float *x)
+{
+    __m512 found[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t k = 0; k < n; k++)
+        for (int64_t c = 0; c < n / VECTOR; c++)
+            found[c] = _mm512_fmadd_ps(_mm512_set1_ps(x[k]), _mm512_loadu_ps(H + k * n + c * VECTOR), found[c]);
+    for (int64_t c = 0; c < n / VECTOR; c++)
+        _mm512_storeu_ps(x + c * VECTOR, found[c]);
+}
+
 /* SiLU of the gates times ups, turned block by block, into `to` */
 static void gated(const Model *m, const float *gate, float *to)
 {
@@ -244,16 +321,11 @@ static void gated(const Model *m, const float *gate, float *to)
         __m512 a = _mm512_div_ps(g, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
         _mm512_storeu_ps(to + c, _mm512_mul_ps(a, _mm512_loadu_ps(up + c)));
     }
-    for (int64_t at = 0; at < m->wide; at += m->block) {
-        float turned[m->block];
-        for (int64_t c = 0; c < m->block; c += VECTOR) {
-            __m512 found = _mm512_setzero_ps();
-            for (int64_t k = 0; k < m->block; k++)
-                found = _mm512_fmadd_ps(_mm512_set1_ps(to[at + k]), _mm512_loadu_ps(H + k * m->block + c), found);
-            _mm512_storeu_ps(turned + c, found);
-        }
-        memcpy(to + at, turned, m->block * sizeof(float));
-    }
+    for (int64_t at = 0; at < m->wide; at += m->block)
+        if (m->block == 64)
+            turned(H, 64, to + at);
+        else
+            turned(H, m->block, to + at);
 }
 
 /* h += y, scaled by column, and what the adapters add */
@@ -265,70 +337,74 @@ static void add(const Step *s, const Product *p, const Move *moves, int64_t row,
     adapt(s, moves, row, y, h, p->out);
 }
 
+/* The states' norm, to 8 bits */
+static void norm(const Model *m, const Step *s, int64_t row, const float *h)
+{
+    const float by = inverse_root_mean_square(h, m->width, m->eps);
+    s->scales[row] = rounded(h, by, m->width, s->x + row * s->inputs);
+}
+
 void whit_step(const Model *m, const Step *s)
 {
+    Work works[8 * m->layers + 1];
+    memset(works, 0, sizeof works);
 #pragma omp parallel num_threads(s->threads)
     {
-        const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-        const int64_t begin = s->rows * me / threads, end = s->rows * (me + 1) / threads;
+        const int64_t rows = s->rows, threads = s->threads;
+        Work *work = works;
         for (int64_t layer = 0; layer < m->layers; layer++) {
             const Product *p = m->products + 4 * layer;
             const Move *moves = s->moves + 4 * layer * s->ranks;
-            for (int64_t row = begin; row < end; row++) {
+            EACH_ROW(work++, row, rows, threads, {
                 float *h = s->h + row * m->width;
-                s->scales[row] = rounded(h, inverse_root_mean_square(h, m->width, m->eps), m->width, s->x + row * s->inputs);
-            }
-#pragma omp barrier
-            product(p, s->x, s->inputs, s->scales, s->rows, 1, s->y, s->columns);
-#pragma omp barrier
-            for (int64_t row = begin; row < end; row++) {
+                if (layer)
+                    add(s, p - 1, moves - s->ranks, row, h);
+                norm(m, s, row, h);
+            });
+            product(work++, p, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
+            EACH_ROW(work++, row, rows, threads, {
                 float *y = s->y + row * s->columns;
                 adapt(s, moves, row, y, y, p->out);
                 look_back(m, s, layer, row);
                 s->scales[row] = rounded(y, 1.0f, m->heads * m->dim, s->x + row * s->inputs);
-            }
-#pragma omp barrier
-            product(p + 1, s->x, s->inputs, s->scales, s->rows, 0, s->y, s->columns);
-#pragma omp barrier
-            for (int64_t row = begin; row < end; row++) {
+            });
+            product(work++, p + 1, s->x, s->inputs, s->scales, rows, 0, s->y, s->columns, threads);
+            EACH_ROW(work++, row, rows, threads, {
                 float *h = s->h + row * m->width;
                 add(s, p + 1, moves + s->ranks, row, h);
-                s->scales[row] = rounded(h, inverse_root_mean_square(h, m->width, m->eps), m->width, s->x + row * s->inputs);
-            }
-#pragma omp barrier
-            product(p + 2, s->x, s->inputs, s->scales, s->rows, 1, s->y, s->columns);
-#pragma omp barrier
-            for (int64_t row = begin; row < end; row++) {
+                norm(m, s, row, h);
+            });
+            product(work++, p + 2, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
+            EACH_ROW(work++, row, rows, threads, {
                 float *y = s->y + row * s->columns, *room = s->room + row * s->rooms;
                 adapt(s, moves + 2 * s->ranks, row, y, y, p[2].out);
                 gated(m, y, room);
                 s->scales[row] = rounded(room, 1.0f, m->wide, s->x + row * s->inputs);
-            }
-#pragma omp barrier
-            product(p + 3, s->x, s->inputs, s->scales, s->rows, 0, s->y, s->columns);
-#pragma omp barrier
-            for (int64_t row = begin; row < end; row++)
-                add(s, p + 3, moves + 3 * s->ranks, row, s->h + row * m->width);
+            });
+            product(work++, p + 3, s->x, s->inputs, s->scales, rows, 0, s->y, s->columns, threads);
         }
-        for (int64_t row = begin; row < end; row++) {
+        EACH_ROW(work, row, rows, threads, {
             float *h = s->h + row * m->width;
+            const int64_t last = m->layers - 1;
+            add(s, m->products + 4 * last + 3, s->moves + (4 * last + 3) * s->ranks, row, h);
             __m512 by = _mm512_set1_ps(inverse_root_mean_square(h, m->width, m->eps));
             for (int64_t c = 0; c < m->width; c += VECTOR)
                 _mm512_storeu_ps(h + c, _mm512_mul_ps(_mm512_loadu_ps(h + c), by));
-        }
+        });
     }
 }
 
 /* y (rows, columns) of x (rows, in), scaled by column where asked; `bytes` (rows, in) and `scales` (rows,) are room */
 void whit_product(const Product *p, const float *x, int64_t rows, int32_t scaled, uint8_t *bytes, float *scales, float *y,
-                  int64_t team)
+                  int64_t threads)
 {
-#pragma omp parallel num_threads(team)
+    Work works[2];
+    memset(works, 0, sizeof works);
+#pragma omp parallel num_threads(threads)
     {
-        const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-        for (int64_t row = rows * me / threads; row < rows * (me + 1) / threads; row++)
+        EACH_ROW(works, row, rows, threads, {
             scales[row] = rounded(x + row * p->in, 1.0f, p->in, bytes + row * p->in);
-#pragma omp barrier
-        product(p, bytes, p->in, scales, rows, scaled, y, p->columns);
+        });
+        product(works + 1, p, bytes, p->in, scales, rows, scaled, y, p->columns, threads);
     }
 }
