@@ -142,6 +142,11 @@ def base(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Any:
 @pytest.fixture(scope="session")
 def make(base: Any) -> Callable[..., Any]:
     """`make("tiny", seed)`: an adapter with random numbers, large enough to change answers."""
+    return maker(base)
+
+
+def maker(base: Any) -> Callable[..., Any]:
+    """The same for any base."""
     import torch
 
     from whit.adapters.adapter import Adapter

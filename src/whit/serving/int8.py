@@ -137,6 +137,10 @@ class Int8Model(SlotStore):
         library, turns = library or native.load(), self.turns
         fits = native.suits(len(turns.residual), turns.dim, len(turns.block), int(base.model.config.intermediate_size))
         self._code = library.code if fits else None
+        if self._code:
+            self.how = "steps compiled for this processor"
+        else:
+            self.how = f"computed by PyTorch: {library.why or 'this base has sizes that are no multiples of 16'}"
         self._norms = {target.name: self._norm_before(target) for target in self._targets}
         with torch.no_grad():
             groups = [self._group(places, bases) for places in groups_of(self._targets)]

@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 #include <math.h>
+#include <omp.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -28,6 +29,7 @@ typedef struct {
 typedef struct {
     const Product *products; /* qkv, out, gate and up, down of every layer */
     const float *turn;       /* (block, block), for inputs of down */
+    const float *spread;     /* (64,): turn is Hadamard's matrix with its rows scaled by this; or NULL */
     int64_t layers, width, heads, kv_heads, dim, wide, block;
     float eps;
 } Model;
@@ -50,37 +52,55 @@ typedef struct {
 #define INLINE static inline __attribute__((always_inline))
 #define VECTOR 16
 
-/* A piece of work: how many of its shares were taken, and how many are done */
+/* A thread's part of a piece of work: how much of it was taken; and, in the first thread's, how much of all is done */
 typedef struct {
     _Alignas(64) atomic_llong taken;
     atomic_llong done;
 } Work;
 
-#define SHARES 4 /* of each thread, about */
+/* What a thread takes of `items`: of its own part `grain` by `grain`, then of the parts of others */
+typedef struct {
+    Work *work;
+    int64_t items, grain, threads, me, turn;
+} Shares;
 
-INLINE int64_t take(Work *work) { return atomic_fetch_add_explicit(&work->taken, 1, memory_order_relaxed); }
-INLINE void finish(Work *work) { atomic_fetch_add_explicit(&work->done, 1, memory_order_release); }
-
-/* Until all shares are done, those of other threads too */
-static void wait_for(Work *work, int64_t shares)
+INLINE int64_t take(Shares *s, int64_t *end)
 {
-    for (int turn = 0; atomic_load_explicit(&work->done, memory_order_acquire) < shares; turn++)
+    for (; s->turn < s->threads; s->turn++) {
+        const int64_t whose = (s->me + s->turn) % s->threads, last = s->items * (whose + 1) / s->threads;
+        const int64_t at = s->items * whose / s->threads +
+                           s->grain * atomic_fetch_add_explicit(&s->work[whose].taken, 1, memory_order_relaxed);
+        if (at < last) {
+            *end = at + s->grain < last ? at + s->grain : last;
+            return at;
+        }
+    }
+    return -1;
+}
+
+INLINE void finish(const Shares *s, int64_t items)
+{
+    atomic_fetch_add_explicit(&s->work->done, items, memory_order_release);
+}
+
+/* Until all is done, by other threads too */
+static void wait_for(const Shares *s)
+{
+    for (int turn = 0; atomic_load_explicit(&s->work->done, memory_order_acquire) < s->items; turn++)
         if (turn < 2000)
             _mm_pause();
         else
             sched_yield();
 }
 
-/* The body is run for each row of the shares that this thread takes */
-#define EACH_ROW(work, row, rows, threads, ...)                                                  \
-    do {                                                                                         \
-        Work *const work_ = (work);                                                              \
-        const int64_t each_ = ((rows) + SHARES * (threads)-1) / (SHARES * (threads));            \
-        const int64_t shares_ = ((rows) + each_ - 1) / each_;                                    \
-        for (int64_t share_; (share_ = take(work_)) < shares_; finish(work_))                      \
-            for (int64_t row = share_ * each_; row < (rows) && row < (share_ + 1) * each_; row++) \
-                __VA_ARGS__                                                                      \
-        wait_for(work_, shares_);                                                                \
+/* The body is run for each row that this thread takes */
+#define EACH_ROW(which, row, rows, threads, ...)                                                     \
+    do {                                                                                             \
+        Shares shares_ = {which, rows, ((rows) + 4 * (threads)-1) / (4 * (threads)), threads, me, 0}; \
+        for (int64_t end_, at_; (at_ = take(&shares_, &end_)) >= 0; finish(&shares_, end_ - at_))    \
+            for (int64_t row = at_; row < end_; row++)                                               \
+                __VA_ARGS__                                                                          \
+        wait_for(&shares_);                                                                          \
     } while (0)
 
 INLINE float sum(__m512 v) { return _mm512_reduce_add_ps(v); }
@@ -181,20 +201,20 @@ INLINE void tiles(const Product *p, int64_t panel, int wide, const uint8_t *x, i
         tile(p, panel, wide, x + r * inputs, inputs, scales + r, 1, scaled, y + r * columns, columns, ahead, blocks);
 }
 
-/* The columns of a product that this thread takes */
-static void product(Work *work, const Product *p, const uint8_t *x, int64_t inputs, const float *scales, int64_t rows,
-                    int scaled, float *y, int64_t columns, int64_t threads)
+/* The columns of a product that this thread takes, two panels at a time */
+static void product(Work *work, int64_t me, const Product *p, const uint8_t *x, int64_t inputs, const float *scales,
+                    int64_t rows, int scaled, float *y, int64_t columns, int64_t threads)
 {
-    const int64_t panels = p->columns / VECTOR, pairs = (panels + 1) / 2;
-    const int64_t each = (pairs + SHARES * threads - 1) / (SHARES * threads), shares = (pairs + each - 1) / each;
-    for (int64_t share; (share = take(work)) < shares; finish(work))
-        for (int64_t panel = 2 * share * each; panel < panels && panel < 2 * (share + 1) * each; panel += 2) {
+    const int64_t panels = p->columns / VECTOR;
+    Shares shares = {work, (panels + 1) / 2, 2, threads, me, 0};
+    for (int64_t end, pair; (pair = take(&shares, &end)) >= 0; finish(&shares, end - pair))
+        for (int64_t panel = 2 * pair; panel < panels && panel < 2 * end; panel += 2) {
             if (panel + 1 < panels)
                 tiles(p, panel, 2, x, inputs, scales, rows, scaled, y, columns);
             else
                 tiles(p, panel, 1, x, inputs, scales, rows, scaled, y, columns);
         }
-    wait_for(work, shares);
+    wait_for(&shares);
 }
 
 /* to += z R U S for each rank of which this row has an adapter */
@@ -221,6 +241,13 @@ static void adapt(const Step *s, const Move *moves, int64_t row, const float *y,
     }
 }
 
+/* The first of n numbers are on their way from memory; the processor sees to the others */
+INLINE void fetch(const float *x, int64_t n)
+{
+    for (int64_t at = 0; at < n && at < 8192; at += VECTOR)
+        _mm_prefetch((const char *)(x + at), _MM_HINT_T0);
+}
+
 /* Attention of `each` queries that share the keys k and values v (length, dim); `room` holds each * (length + 15) */
 INLINE void attend(const float *q, const float *k, const float *v, int64_t length, int each, int64_t dim, float *room,
                    float *to)
@@ -228,8 +255,7 @@ INLINE void attend(const float *q, const float *k, const float *v, int64_t lengt
     const int64_t stride = (length + VECTOR - 1) / VECTOR * VECTOR;
     const float by = 1.0f / sqrtf((float)dim);
     float scales[each];
-    for (int64_t at = 0; at < length * dim; at += VECTOR)
-        _mm_prefetch((const char *)(v + at), _MM_HINT_T0);
+    fetch(v, length * dim);
     for (int64_t p = 0; p < length; p++)
         for (int e = 0; e < each; e++) {
             __m512 total = _mm512_setzero_ps();
@@ -282,22 +308,49 @@ static void look_back(const Model *m, const Step *s, int64_t layer, int64_t row)
     const int64_t dim = m->dim, each = m->heads / m->kv_heads, queries = m->heads * dim, keys = m->kv_heads * dim;
     const float *cos = s->cos + row * dim / 2, *sin = s->sin + row * dim / 2;
     float *y = s->y + row * s->columns, *kv = s->kv + layer * s->layer_stride + row * s->slot_stride;
-    for (int64_t head = 0; head < m->heads + m->kv_heads; head++)
-        for (int64_t i = 0; i < dim / 2; i++) {
-            float *pair = y + head * dim + 2 * i, even = pair[0], odd = pair[1];
-            pair[0] = even * cos[i] - odd * sin[i];
-            pair[1] = even * sin[i] + odd * cos[i];
+    const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    for (int64_t at = 0; at < dim; at += VECTOR) {
+        __m512 c = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(cos + at / 2)));
+        __m512 i = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(sin + at / 2)));
+        for (int64_t head = 0; head < m->heads + m->kv_heads; head++) {
+            __m512 pairs = _mm512_loadu_ps(y + head * dim + at);
+            __m512 other = _mm512_mul_ps(_mm512_permute_ps(pairs, 0xb1), i);
+            _mm512_storeu_ps(y + head * dim + at, _mm512_fmaddsub_ps(pairs, c, other));
         }
+    }
     for (int64_t head = 0; head < m->kv_heads; head++) {
         float *k = kv + head * s->head_stride, *v = k + s->v_stride;
         memcpy(k + s->places[row] * dim, y + queries + head * dim, dim * sizeof(float));
         memcpy(v + s->places[row] * dim, y + queries + keys + head * dim, dim * sizeof(float));
         float *q = y + head * each * dim, *room = s->room + row * s->rooms;
+        if (head + 1 < m->kv_heads)
+            fetch(k + s->head_stride, (s->places[row] + 1) * dim);
         if (dim == 64)
             attend(q, k, v, s->places[row] + 1, (int)each, 64, room, q);
         else
             attend(q, k, v, s->places[row] + 1, (int)each, dim, room, q);
     }
+}
+
+/* x (64) times a Hadamard matrix whose rows are scaled by `scale` (64), in its place: six rounds of sums and differences */
+INLINE void turned_fast(const float *scale, float *x)
+{
+    const __m512i eights = _mm512_set_epi32(7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 8);
+    __m512 v[4], one = _mm512_set1_ps(1.0f);
+    for (int i = 0; i < 4; i++) {
+        __m512 a = _mm512_mul_ps(_mm512_loadu_ps(x + i * VECTOR), _mm512_loadu_ps(scale + i * VECTOR));
+        /* the second of each two is taken from the first: other + (1 or -1) * own */
+        a = _mm512_fmadd_ps(a, _mm512_mask_sub_ps(one, 0xaaaa, _mm512_setzero_ps(), one), _mm512_permute_ps(a, 0xb1));
+        a = _mm512_fmadd_ps(a, _mm512_mask_sub_ps(one, 0xcccc, _mm512_setzero_ps(), one), _mm512_permute_ps(a, 0x4e));
+        a = _mm512_fmadd_ps(a, _mm512_mask_sub_ps(one, 0xf0f0, _mm512_setzero_ps(), one), _mm512_shuffle_f32x4(a, a, 0xb1));
+        v[i] = _mm512_fmadd_ps(a, _mm512_mask_sub_ps(one, 0xff00, _mm512_setzero_ps(), one), _mm512_permutexvar_ps(eights, a));
+    }
+    __m512 a = _mm512_add_ps(v[0], v[1]), b = _mm512_sub_ps(v[0], v[1]);
+    __m512 c = _mm512_add_ps(v[2], v[3]), d = _mm512_sub_ps(v[2], v[3]);
+    _mm512_storeu_ps(x, _mm512_add_ps(a, c));
+    _mm512_storeu_ps(x + VECTOR, _mm512_add_ps(b, d));
+    _mm512_storeu_ps(x + 2 * VECTOR, _mm512_sub_ps(a, c));
+    _mm512_storeu_ps(x + 3 * VECTOR, _mm512_sub_ps(b, d));
 }
 
 /* x (n), n <= 64, times H (n, n), in its place */
@@ -322,8 +375,8 @@ static void gated(const Model *m, const float *gate, float *to)
         _mm512_storeu_ps(to + c, _mm512_mul_ps(a, _mm512_loadu_ps(up + c)));
     }
     for (int64_t at = 0; at < m->wide; at += m->block)
-        if (m->block == 64)
-            turned(H, 64, to + at);
+        if (m->spread)
+            turned_fast(m->spread, to + at);
         else
             turned(H, m->block, to + at);
 }
@@ -346,44 +399,44 @@ static void norm(const Model *m, const Step *s, int64_t row, const float *h)
 
 void whit_step(const Model *m, const Step *s)
 {
-    Work works[8 * m->layers + 1];
+    Work works[(8 * m->layers + 1) * s->threads];
     memset(works, 0, sizeof works);
 #pragma omp parallel num_threads(s->threads)
     {
-        const int64_t rows = s->rows, threads = s->threads;
-        Work *work = works;
+        const int64_t rows = s->rows, threads = s->threads, me = omp_get_thread_num();
+        Work *work = works - threads;
         for (int64_t layer = 0; layer < m->layers; layer++) {
             const Product *p = m->products + 4 * layer;
             const Move *moves = s->moves + 4 * layer * s->ranks;
-            EACH_ROW(work++, row, rows, threads, {
+            EACH_ROW(work += threads, row, rows, threads, {
                 float *h = s->h + row * m->width;
                 if (layer)
                     add(s, p - 1, moves - s->ranks, row, h);
                 norm(m, s, row, h);
             });
-            product(work++, p, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
-            EACH_ROW(work++, row, rows, threads, {
+            product(work += threads, me, p, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
+            EACH_ROW(work += threads, row, rows, threads, {
                 float *y = s->y + row * s->columns;
                 adapt(s, moves, row, y, y, p->out);
                 look_back(m, s, layer, row);
                 s->scales[row] = rounded(y, 1.0f, m->heads * m->dim, s->x + row * s->inputs);
             });
-            product(work++, p + 1, s->x, s->inputs, s->scales, rows, 0, s->y, s->columns, threads);
-            EACH_ROW(work++, row, rows, threads, {
+            product(work += threads, me, p + 1, s->x, s->inputs, s->scales, rows, 0, s->y, s->columns, threads);
+            EACH_ROW(work += threads, row, rows, threads, {
                 float *h = s->h + row * m->width;
                 add(s, p + 1, moves + s->ranks, row, h);
                 norm(m, s, row, h);
             });
-            product(work++, p + 2, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
-            EACH_ROW(work++, row, rows, threads, {
+            product(work += threads, me, p + 2, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
+            EACH_ROW(work += threads, row, rows, threads, {
                 float *y = s->y + row * s->columns, *room = s->room + row * s->rooms;
                 adapt(s, moves + 2 * s->ranks, row, y, y, p[2].out);
                 gated(m, y, room);
                 s->scales[row] = rounded(room, 1.0f, m->wide, s->x + row * s->inputs);
             });
-            product(work++, p + 3, s->x, s->inputs, s->scales, rows, 0, s->y, s->columns, threads);
+            product(work += threads, me, p + 3, s->x, s->inputs, s->scales, rows, 0, s->y, s->columns, threads);
         }
-        EACH_ROW(work, row, rows, threads, {
+        EACH_ROW(work += threads, row, rows, threads, {
             float *h = s->h + row * m->width;
             const int64_t last = m->layers - 1;
             add(s, m->products + 4 * last + 3, s->moves + (4 * last + 3) * s->ranks, row, h);
@@ -398,13 +451,14 @@ void whit_step(const Model *m, const Step *s)
 void whit_product(const Product *p, const float *x, int64_t rows, int32_t scaled, uint8_t *bytes, float *scales, float *y,
                   int64_t threads)
 {
-    Work works[2];
+    Work works[2 * threads];
     memset(works, 0, sizeof works);
 #pragma omp parallel num_threads(threads)
     {
+        const int64_t me = omp_get_thread_num();
         EACH_ROW(works, row, rows, threads, {
             scales[row] = rounded(x + row * p->in, 1.0f, p->in, bytes + row * p->in);
         });
-        product(works + 1, p, bytes, p->in, scales, rows, scaled, y, p->columns, threads);
+        product(works + threads, me, p, bytes, p->in, scales, rows, scaled, y, p->columns, threads);
     }
 }

@@ -33,6 +33,7 @@ _SOURCE = Path(__file__).with_name("native.c")
 _NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma"})
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _LANES = 16  # sizes must be multiples of this
+_HADAMARD = 64  # a block of so many inputs of down is turned by sums and differences
 _SECONDS = 60.0  # for the compiler
 
 
@@ -49,7 +50,7 @@ class _Move(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = (
-        ("products", ctypes.c_void_p), ("turn", ctypes.c_void_p),
+        ("products", ctypes.c_void_p), ("turn", ctypes.c_void_p), ("spread", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("layers", "width", "heads", "kv_heads", "dim", "wide", "block")),
         ("eps", ctypes.c_float),
     )  # fmt: skip
@@ -181,12 +182,14 @@ class Steps:
     def __init__(self, model: Int8Model, code: Any, slots: int) -> None:
         self._model, self._code = model, code
         turns, groups = model.turns, [group for layer in model.groups for group in layer]
-        packed = [group.W for group in groups]
+        packed = [group.W for group in groups if isinstance(group.W, Packed)]
         self._products = (_Product * len(packed))(*(each.about for each in packed))
-        self._turn = turns.block.contiguous()
+        self._turn, self._spread = turns.block.contiguous(), turns.block[:, 0].contiguous()
         width, wide = packed[1].about.out, packed[3].inputs
         self._about = _Model(
-            ctypes.addressof(self._products), self._turn.data_ptr(), len(groups) // 4, width, turns.heads,
+            ctypes.addressof(self._products), self._turn.data_ptr(),
+            # Of 64 a turn is Hadamard's matrix with the signs of its rows (`orthogonal`), whose first column is ones.
+            self._spread.data_ptr() if len(self._turn) == _HADAMARD else None, len(groups) // 4, width, turns.heads,
             turns.kv_heads, turns.dim, wide, len(self._turn), model.eps,
         )  # fmt: skip
         each = turns.heads // turns.kv_heads

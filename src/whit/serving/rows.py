@@ -128,6 +128,8 @@ class _SlotCache(Cache):
 class SlotStore(ABC):
     """What every model over slots shares: keys and values of all slots, the adapter of each, and stacks of LoRAs."""
 
+    how = "computed as transformers does"  # in words, for who runs it
+
     def __init__(self, base: Base, rows: int, context: int, dtype: torch.dtype) -> None:
         self.base, self.context = base, context
         config, like = base.model.config, next(base.model.parameters())

@@ -126,6 +126,8 @@ def service(settings: ServeSettings, store: Store | None, talk: Talk) -> Iterato
             prefix_bytes=settings.prefix_mb << 20,
             int8=settings.int8,
         )
+        if settings.int8:
+            talk.say(f"8 bits   {scheduler.model.how}")
         return base, pool, scheduler, name
 
     base, pool, scheduler, name = _in_passing(prepare)
