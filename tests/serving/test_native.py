@@ -50,7 +50,7 @@ def mixed(base: Any) -> list[Any]:
 
 def filled(base: Any, pool: Pool, adapters: list[Any], library: native.Library, *, first: int = 0) -> Int8Model:
     """A model whose slots from `first` on have these adapters and some tokens each, the same for every library."""
-    model = Int8Model(base, first + len(adapters), 64, pool.bases, library=library)
+    model = Int8Model(base, first + len(adapters), 64, pool.bases, library=library, kept=torch.bfloat16)
     for slot, adapter in enumerate(adapters, start=first):
         model.put(slot, adapter and pool.ready(to_payload(adapter)))
     draw = torch.Generator().manual_seed(0)
@@ -94,7 +94,7 @@ def test_a_step_is_pytorchs(base: Any, pool: Pool, mixed: list[Any], library: na
             found[name] = model.logits(model.forward(first, tokens, places).flatten(0, 1)), model._kv
     logits, kv = found["torch"]
     own, own_kv = found["own"]
-    assert torch.allclose(own_kv[0], kv[0], atol=1e-5), "before anything was rounded twice"
+    assert torch.allclose(own_kv[0].float(), kv[0].float(), rtol=1e-2, atol=1e-5), "before anything was rounded twice"
     written = [own_kv[1][0, first + row, :, places[row]] for row in range(rows)]
     assert all(bool(each.abs().sum() > 0) for each in written)
     allowed = max(float((found["moved"][0] - logits).abs().max()), 1e-4)

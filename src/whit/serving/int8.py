@@ -5,7 +5,8 @@ that a row's product does not depend on the rows beside it. Before rounding, the
 head and the inputs of down are turned by orthogonal matrices that are folded into the weights (QuaRot, arXiv
 2404.00456): the few large coordinates of a language model are spread over all of them, and rounding costs little. The
 norms' weights are folded too; q, k and v are one product, gate and up another. An adapter's Vᵀ stands as further
-columns of the same product, so that z comes with it; R and U S are applied in float32. Keys and values stay float32.
+columns of the same product, so that z comes with it; R and U S are applied in float32. Keys and values stay float32,
+or bfloat16 where steps are compiled (`native.py`).
 
 Promises nothing about bases of other shapes: `suits` says which it takes. Knows nothing of requests.
 """
@@ -121,22 +122,29 @@ class Int8Model(SlotStore):
     """The slots of one base in 8 bits; `bases` are the directions of the ranks that are served."""
 
     def __init__(
-        self, base: Base, rows: int, context: int, bases: Mapping[int, Basis], *, library: native.Library | None = None
+        self,
+        base: Base,
+        rows: int,
+        context: int,
+        bases: Mapping[int, Basis],
+        *,
+        library: native.Library | None = None,
+        kept: torch.dtype | None = None,
     ) -> None:
         if why := suits(base):
             raise UsageError(f"{why}; serve it without --int8")
-        super().__init__(base, rows, context, torch.float32)
-        self._decoder: Any = decoder_of(base.model)
         self.turns = _Turns(base.model.config)
+        library, turns = library or native.load(), self.turns
+        fits = native.suits(len(turns.residual), turns.dim, len(turns.block), int(base.model.config.intermediate_size))
+        self._code = library.code if fits else None
+        super().__init__(base, rows, context, torch.float32, kept=torch.bfloat16 if self._code else kept)
+        self._decoder: Any = decoder_of(base.model)
         self.eps = float(base.model.config.rms_norm_eps)
         self._embed: torch.Tensor = base.model.get_input_embeddings().weight
         self.groups: list[list[_Group]] = []
         self._spans: OrderedDict[tuple[int, ...], list[list[list[Move]]]] = OrderedDict()
         self._own: weakref.WeakKeyDictionary[Served, dict[str, tuple[torch.Tensor, torch.Tensor]]]
         self._own = weakref.WeakKeyDictionary()
-        library, turns = library or native.load(), self.turns
-        fits = native.suits(len(turns.residual), turns.dim, len(turns.block), int(base.model.config.intermediate_size))
-        self._code = library.code if fits else None
         if self._code:
             self.how = "steps compiled for this processor"
         else:
@@ -291,9 +299,10 @@ class Int8Model(SlotStore):
         queries_keys = y[:, : wide + heads * dim].view(len(y), -1, dim // 2, 2)
         torch.view_as_complex(queries_keys).mul_(turn)
         new = y[:, wide : wide + 2 * heads * dim]
-        kv[:, span[0], :, span[1]] = new.view(rows, -1, 2, heads, dim)
+        kv[:, span[0], :, span[1]] = new.view(rows, -1, 2, heads, dim).to(kv.dtype)
+        keys, values = kv[:, :, :, :longest].to(y.dtype)
         q = y[:, :wide].view(rows, -1, heads, turns.heads // heads, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        out = F.scaled_dot_product_attention(q, kv[0][:, :, :longest], kv[1][:, :, :longest], attn_mask=mask)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         out = out.view(rows, heads, turns.heads // heads, -1, dim)
         return out.permute(0, 3, 1, 2, 4).reshape(len(y), wide)
 

@@ -39,7 +39,7 @@ typedef struct {
     const uint8_t *moved;    /* (ranks, rows): whether the row has an adapter of that rank */
     const int64_t *places;   /* where the row's token stands */
     const float *cos, *sin;  /* (rows, dim / 2) */
-    float *kv;               /* of the first row: (layers, 2, slots, kv heads, places, dim) by these strides */
+    uint16_t *kv;            /* bfloat16, of the first row: (layers, 2, slots, kv heads, places, dim), by these strides */
     int64_t layer_stride, v_stride, slot_stride, head_stride;
     float *h;                /* (rows, width): in, the embeddings; out, the normed states */
     float *y;                /* (rows, most columns) */
@@ -241,15 +241,32 @@ static void adapt(const Step *s, const Move *moves, int64_t row, const float *y,
     }
 }
 
-/* The first of n numbers are on their way from memory; the processor sees to the others */
-INLINE void fetch(const float *x, int64_t n)
+INLINE __m512 whole(const uint16_t *x)
 {
-    for (int64_t at = 0; at < n && at < 8192; at += VECTOR)
+    __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+
+/* n numbers to bfloat16, ties to even */
+static void halved(const float *x, int64_t n, uint16_t *to)
+{
+    for (int64_t i = 0; i < n; i += VECTOR) {
+        __m512i bits = _mm512_loadu_si512(x + i), one = _mm512_set1_epi32(1);
+        __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+        bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        _mm256_storeu_si256((__m256i *)(to + i), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+    }
+}
+
+/* The first of n numbers are on their way from memory; the processor sees to the others */
+INLINE void fetch(const uint16_t *x, int64_t n)
+{
+    for (int64_t at = 0; at < n && at < 16384; at += 2 * VECTOR)
         _mm_prefetch((const char *)(x + at), _MM_HINT_T0);
 }
 
 /* Attention of `each` queries that share the keys k and values v (length, dim); `room` holds each * (length + 15) */
-INLINE void attend(const float *q, const float *k, const float *v, int64_t length, int each, int64_t dim, float *room,
+INLINE void attend(const float *q, const uint16_t *k, const uint16_t *v, int64_t length, int each, int64_t dim, float *room,
                    float *to)
 {
     const int64_t stride = (length + VECTOR - 1) / VECTOR * VECTOR;
@@ -260,15 +277,17 @@ INLINE void attend(const float *q, const float *k, const float *v, int64_t lengt
         for (int e = 0; e < each; e++) {
             __m512 total = _mm512_setzero_ps();
             for (int64_t d = 0; d < dim; d += VECTOR)
-                total = _mm512_fmadd_ps(_mm512_loadu_ps(q + e * dim + d), _mm512_loadu_ps(k + p * dim + d), total);
+                total = _mm512_fmadd_ps(_mm512_loadu_ps(q + e * dim + d), whole(k + p * dim + d), total);
             room[e * stride + p] = by * sum(total);
         }
     for (int e = 0; e < each; e++) {
-        float *chances = room + e * stride, most = chances[0];
-        for (int64_t p = 1; p < length; p++)
-            most = fmaxf(most, chances[p]);
+        float *chances = room + e * stride;
         for (int64_t p = length; p < stride; p++)
             chances[p] = -INFINITY;
+        __m512 highest = _mm512_loadu_ps(chances);
+        for (int64_t p = VECTOR; p < stride; p += VECTOR)
+            highest = _mm512_max_ps(highest, _mm512_loadu_ps(chances + p));
+        const float most = _mm512_reduce_max_ps(highest);
         __m512 total = _mm512_setzero_ps();
         for (int64_t p = 0; p < stride; p += VECTOR) {
             __mmask16 there = p + VECTOR <= length ? 0xffff : (__mmask16)((1u << (length - p)) - 1);
@@ -285,14 +304,14 @@ INLINE void attend(const float *q, const float *k, const float *v, int64_t lengt
             __m512 a = _mm512_setzero_ps(), b = a, c = a, z = a;
             int64_t p = 0;
             for (; p + 2 <= length; p += 2) {
-                __m512 even = _mm512_loadu_ps(v + p * dim + d), odd = _mm512_loadu_ps(v + (p + 1) * dim + d);
+                __m512 even = whole(v + p * dim + d), odd = whole(v + (p + 1) * dim + d);
                 a = _mm512_fmadd_ps(_mm512_set1_ps(one[p]), even, a);
                 b = _mm512_fmadd_ps(_mm512_set1_ps(two[p]), even, b);
                 c = _mm512_fmadd_ps(_mm512_set1_ps(one[p + 1]), odd, c);
                 z = _mm512_fmadd_ps(_mm512_set1_ps(two[p + 1]), odd, z);
             }
             if (p < length) {
-                __m512 last = _mm512_loadu_ps(v + p * dim + d);
+                __m512 last = whole(v + p * dim + d);
                 a = _mm512_fmadd_ps(_mm512_set1_ps(one[p]), last, a);
                 b = _mm512_fmadd_ps(_mm512_set1_ps(two[p]), last, b);
             }
@@ -307,7 +326,8 @@ static void look_back(const Model *m, const Step *s, int64_t layer, int64_t row)
 {
     const int64_t dim = m->dim, each = m->heads / m->kv_heads, queries = m->heads * dim, keys = m->kv_heads * dim;
     const float *cos = s->cos + row * dim / 2, *sin = s->sin + row * dim / 2;
-    float *y = s->y + row * s->columns, *kv = s->kv + layer * s->layer_stride + row * s->slot_stride;
+    float *y = s->y + row * s->columns;
+    uint16_t *kv = s->kv + layer * s->layer_stride + row * s->slot_stride;
     const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
     for (int64_t at = 0; at < dim; at += VECTOR) {
         __m512 c = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(cos + at / 2)));
@@ -319,9 +339,9 @@ static void look_back(const Model *m, const Step *s, int64_t layer, int64_t row)
         }
     }
     for (int64_t head = 0; head < m->kv_heads; head++) {
-        float *k = kv + head * s->head_stride, *v = k + s->v_stride;
-        memcpy(k + s->places[row] * dim, y + queries + head * dim, dim * sizeof(float));
-        memcpy(v + s->places[row] * dim, y + queries + keys + head * dim, dim * sizeof(float));
+        uint16_t *k = kv + head * s->head_stride, *v = k + s->v_stride;
+        halved(y + queries + head * dim, dim, k + s->places[row] * dim);
+        halved(y + queries + keys + head * dim, dim, v + s->places[row] * dim);
         float *q = y + head * each * dim, *room = s->room + row * s->rooms;
         if (head + 1 < m->kv_heads)
             fetch(k + s->head_stride, (s->places[row] + 1) * dim);

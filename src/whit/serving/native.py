@@ -208,16 +208,16 @@ class Steps:
     ) -> torch.Tensor:  # fmt: skip
         """The normed states (rows, width) after all layers, written over the embeddings h.
 
-        kv (layers, 2, slots, heads, places, dim); places (rows,); turn (2, rows, dim / 2), cosines and sines; `moved`
-        says for each rank which rows have an adapter of it.
+        kv (layers, 2, slots, heads, places, dim) in bfloat16; places (rows,); turn (2, rows, dim / 2), cosines and
+        sines; `moved` says for each rank which rows have an adapter of it.
         """
         flags = torch.tensor([list(rows) for rows in moved.values()], dtype=torch.uint8)
         layer, half, slot, head, _, _ = kv.stride()
         about = _Step(
             moves=ctypes.addressof(self._moves_of(tuple(moved))), moved=flags.data_ptr(), places=places.data_ptr(),
-            cos=turn[0].data_ptr(), sin=turn[1].data_ptr(), kv=kv.data_ptr() + 4 * first * slot, layer_stride=layer,
-            v_stride=half, slot_stride=slot, head_stride=head, h=h.data_ptr(), rows=len(h), first=first,
-            ranks=len(moved), threads=torch.get_num_threads(), **self._sizes,
+            cos=turn[0].data_ptr(), sin=turn[1].data_ptr(), kv=kv.data_ptr() + kv.element_size() * first * slot,
+            layer_stride=layer, v_stride=half, slot_stride=slot, head_stride=head, h=h.data_ptr(), rows=len(h),
+            first=first, ranks=len(moved), threads=torch.get_num_threads(), **self._sizes,
             **{name: room.data_ptr() for name, room in self._room.items()},
         )  # fmt: skip
         self._code.whit_step(ctypes.addressof(self._about), ctypes.addressof(about))

@@ -130,7 +130,9 @@ class SlotStore(ABC):
 
     how = "computed as transformers does"  # in words, for who runs it
 
-    def __init__(self, base: Base, rows: int, context: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, base: Base, rows: int, context: int, dtype: torch.dtype, *, kept: torch.dtype | None = None
+    ) -> None:
         self.base, self.context = base, context
         config, like = base.model.config, next(base.model.parameters())
         self._device, self._dtype = like.device, dtype
@@ -138,7 +140,7 @@ class SlotStore(ABC):
         dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         # Zeros, for what is masked out is still multiplied; and one place more, where padding is written.
         shape = (int(config.num_hidden_layers), 2, rows, heads, context + 1, dim)
-        self._kv = torch.zeros(shape, dtype=dtype, device=self._device)
+        self._kv = torch.zeros(shape, dtype=kept or dtype, device=self._device)
         self._targets = all_targets(name for name, _ in base.model.named_modules())
         self._shapes = {each.name: base.model.get_submodule(each.name).weight.shape for each in self._targets}
         self._slots: list[Served | None] = [None] * rows
