@@ -2,7 +2,8 @@
 
     python benchmarks/scale.py memory
     python benchmarks/scale.py processes --threads 1
-    python benchmarks/scale.py sweep here --base eeny --rows 4800 --epochs 5   (then the same with `there`)
+    python benchmarks/scale.py sweep here --base eeny --rows 4800 --epochs 2 --threads 2
+    python benchmarks/scale.py sweep there --base eeny --rows 4800 --epochs 2
 
 `memory` counts the bytes of all weights as they are held, and the peak of resident memory in one training step of 8
 rows of 107 tokens, with layers kept and computed twice (Linux; `step` is that alone). `processes` trains the same `xs`
@@ -10,8 +11,8 @@ adapter on sst2 for `--steps` steps, once in one process and once in two, each w
 sum of the gradients in the team of two, for the numbers of the adapter and for as many as a LoRA of rank 8 has. What
 nf4 costs in accuracy is printed by `python benchmarks/sst2.py xs --base smollm2:nf4 base` and `… xs base`.
 
-`sweep here` is `whit sweep` over 12 variants one after another with one thread; `sweep there` the same on two nodes of
-one CPU each, Ray's own processes on this machine, the second of which is killed when half of the variants have ended
+`sweep here` is `whit sweep` over 12 variants one after another with `--threads` threads (2 of them are the same cores
+that the cluster has); `sweep there` the same on two nodes of one CPU each, Ray's own processes on this machine, the second of which is killed when half of the variants have ended
 and does not come back. Both in fresh processes, from the command to its end, proof included. Cores are not the same all
 the time there, so core-seconds are compared: wall time while a node lived, times one core.
 """
@@ -162,8 +163,12 @@ def sweep(options: argparse.Namespace) -> None:
         data = json.dumps(str(data_folder() / "sst2" / "train.jsonl"))
         grid.write_text(GRID.format(data=data, base=json.dumps(options.base), rows=options.rows, epochs=options.epochs))
         if options.where == "here":
-            took, _, found = swept(grid, [])
-            row = {"seconds": round(took, 1), "core_seconds": round(took, 1)}
+            took, _, found = swept(grid, [], threads=options.threads)
+            row = {
+                "threads": options.threads,
+                "seconds": round(took, 1),
+                "core_seconds": round(took * options.threads, 1),
+            }
         else:
             row, found = on_two_nodes(grid)
     ended = [each for each in found["variants"] if each["error"] is None]
@@ -174,11 +179,13 @@ def sweep(options: argparse.Namespace) -> None:
              "scores": scores, "verdict": found["verdict"]}])  # fmt: skip
 
 
-def swept(grid: Path, more: Sequence[str], on_half: Callable[[], None] | None = None) -> tuple[float, float, Any]:
+def swept(
+    grid: Path, more: Sequence[str], on_half: Callable[[], None] | None = None, *, threads: int = 1
+) -> tuple[float, float, Any]:
     """`whit sweep` in a process of its own: seconds until its end, and until `on_half` was called; its JSON."""
-    command = [sys.executable, "-c", "from whit.cli import main; main()", "sweep", str(grid), "--threads", "1"]
+    command = [sys.executable, "-c", "from whit.cli import main; main()", "sweep", str(grid), "--threads", str(threads)]
     command += ["--json", "--out", str(grid.parent / "out"), *more]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     out = grid.with_suffix(".json")
     began, ended, half = time.perf_counter(), 0, 0.0
     with (
