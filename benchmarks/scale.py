@@ -12,9 +12,10 @@ sum of the gradients in the team of two, for the numbers of the adapter and for 
 nf4 costs in accuracy is printed by `python benchmarks/sst2.py xs --base smollm2:nf4 base` and `… xs base`.
 
 `sweep here` is `whit sweep` over 12 variants one after another with `--threads` threads (2 of them are the same cores
-that the cluster has); `sweep there` the same on two nodes of one CPU each, Ray's own processes on this machine, the second of which is killed when half of the variants have ended
-and does not come back. Both in fresh processes, from the command to its end, proof included. Cores are not the same all
-the time there, so core-seconds are compared: wall time while a node lived, times one core.
+that the cluster has); `sweep there` the same on two nodes of one CPU each, Ray's own processes on this machine, the
+second of which is killed when half of the variants have ended and does not come back. Both in fresh processes, from the
+command to its end, proof included. Cores are not the same all the time there, so core-seconds are compared: wall time
+while a node lived, times one core, and here times the threads.
 """
 
 from __future__ import annotations
