@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from whit.bases import load_base
+from whit.bases import Base, load_base
 from whit.bases.memory import available_bytes, weight_bytes
 from whit.bases.quantize import BYTES, METHODS, fingerprint_of, join_name, split_name
 from whit.errors import BaseError, UsageError, WrongBase
@@ -52,6 +53,18 @@ def test_it_computes_with_what_it_dequantises(folder: Path, method: str) -> None
         assert not torch.allclose(expected, plain.model(ids).logits, atol=1e-3)
 
 
+def unpacked(folder: Path, method: str) -> Base:
+    """The base in float32 with a dense layer in the place of every packed one."""
+    dense = load_base(f"{folder}:{method}", dtype="float32")
+    for name in dense.packed:
+        linear = torch.nn.Linear(*reversed(dense.weight(name).shape), bias=False)
+        linear.weight.data.copy_(dense.weight(name))
+        linear.requires_grad_(False)
+        parent, _, leaf = name.rpartition(".")
+        setattr(dense.model.get_submodule(parent), leaf, linear)
+    return dense
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["xs", "lora"])
 def test_adapters_learn_on_it_as_on_the_dense_matrices(folder: Path, method: str, kind: str) -> None:
@@ -59,13 +72,7 @@ def test_adapters_learn_on_it_as_on_the_dense_matrices(folder: Path, method: str
     from whit.adapters.tunable import tune_lora, tune_vector
     from whit.adapters.vector import xs_spec
 
-    base, dense = (load_base(f"{folder}:{method}", dtype="float32") for _ in range(2))
-    for name in dense.packed:
-        linear = torch.nn.Linear(*reversed(dense.weight(name).shape), bias=False)
-        linear.weight.data.copy_(dense.weight(name))
-        linear.requires_grad_(False)
-        parent, _, leaf = name.rpartition(".")
-        setattr(dense.model.get_submodule(parent), leaf, linear)
+    base, dense = load_base(f"{folder}:{method}", dtype="float32"), unpacked(folder, method)
     gradients = []
     for one in (base, dense):
         targets = all_targets(module for module, _ in one.model.named_modules())
@@ -80,6 +87,30 @@ def test_adapters_learn_on_it_as_on_the_dense_matrices(folder: Path, method: str
         bound.detach()
     assert float(gradients[0].abs().max()) > 0
     assert torch.allclose(gradients[0], gradients[1], atol=1e-3 * float(gradients[1].abs().max()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_sparse_adapters_weights_are_those_chosen_on_the_dense_matrices(
+    folder: Path, method: str, twice: bool
+) -> None:
+    from whit.adapters.targets import all_targets
+    from whit.training.memory import checkpointed
+    from whit.training.sparse import find_places
+
+    def loss_on(one: Base, text: str) -> torch.Tensor:
+        found: torch.Tensor = one.model(torch.tensor([one.encode(text)])).logits.float().logsumexp(-1).mean()
+        return found
+
+    found = []
+    for one in (load_base(f"{folder}:{method}", dtype="float32"), unpacked(folder, method)):
+        targets = all_targets(module for module, _ in one.model.named_modules())
+        losses = [functools.partial(loss_on, one, text) for text in ("what if i see my new card", "how do i pay")]
+        with checkpointed(one, twice):
+            found.append(find_places(one, targets, 7, losses, rate=0.01))
+        assert all(layer.stand_in is None for layer in one.packed.values())
+        assert not any(part.requires_grad for part in one.model.parameters())
+    assert found[0] == found[1]
 
 
 def test_an_adapter_of_the_dense_base_does_not_fit(folder: Path) -> None:

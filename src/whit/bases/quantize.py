@@ -123,21 +123,35 @@ def _layer_class() -> Any:
     from torch import nn
 
     class Product(torch.autograd.Function):
-        """x Wᵀ + b, of which nothing as large as W is kept for the way back: it is unpacked again there."""
+        """x Wᵀ + b, of which nothing as large as W is kept for the way back: it is unpacked again there.
+
+        W's own gradient goes to `stand_in`, where there is one.
+        """
 
         @staticmethod
-        def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
+        def forward(ctx: Any, x: torch.Tensor, layer: Any, stand_in: torch.Tensor | None) -> torch.Tensor:
             ctx.layer = layer
+            if stand_in is not None:
+                ctx.save_for_backward(x)
             return nn.functional.linear(x, layer.dequantise(x.dtype), layer.bias)
 
         @staticmethod
-        def backward(ctx: Any, *dy: Any) -> Any:
-            return dy[0] @ ctx.layer.dequantise(dy[0].dtype), None
+        def backward(ctx: Any, *given: Any) -> Any:
+            dy, dx, dW = given[0], None, None
+            if ctx.needs_input_grad[0]:
+                dx = dy @ ctx.layer.dequantise(dy.dtype)
+            if ctx.needs_input_grad[2]:
+                dW = dy.flatten(0, -2).mT @ ctx.saved_tensors[0].flatten(0, -2)
+            return dx, None, dW
 
     class PackedLinear(nn.Linear):
-        """A frozen linear layer whose matrix is packed; `weight` unpacks it anew at each look."""
+        """A frozen linear layer whose matrix is packed; `weight` unpacks it anew at each look.
+
+        `stand_in` is None, or a leaf of the matrix's shape that gets the gradient which `weight` cannot hold.
+        """
 
         packed = True
+        stand_in: torch.Tensor | None = None
         held: torch.Tensor
         scales: torch.Tensor
 
@@ -168,7 +182,7 @@ def _layer_class() -> Any:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             """x Wᵀ + b."""
-            found: torch.Tensor = Product.apply(x, self)  # type: ignore[no-untyped-call]
+            found: torch.Tensor = Product.apply(x, self, self.stand_in)  # type: ignore[no-untyped-call]
             return found
 
     _made.append(PackedLinear)
