@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -164,3 +168,56 @@ def test_a_missing_package_and_a_missing_backend_are_told(folder: Path, monkeypa
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(BaseError, match=r"needs the package bitsandbytes .*pip install 'whit\[quantize\]'"):
         load_base(f"{folder}:nf4")
+
+
+def test_bitsandbytes_fetches_nothing_and_says_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stand-in that does what bitsandbytes does when it is imported on a CPU with AVX512-BF16."""
+    from whit.bases.quantize import import_bitsandbytes
+
+    (tmp_path / "bitsandbytes.py").write_text(
+        "import logging\n"
+        "fetched = False\n"
+        "try:\n"
+        "    from kernels import get_kernel\n"
+        "    fetched = get_kernel('native code')\n"
+        "except Exception as error:\n"
+        "    logging.getLogger('bitsandbytes.backends.cpu.ops').warning('Failed to load: %s', error)\n"
+    )
+    (tmp_path / "kernels.py").write_text("def get_kernel(name):\n    return True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bitsandbytes")
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    import_bitsandbytes()
+    assert sys.modules["bitsandbytes"].fetched is False and not caplog.records
+    assert importlib.import_module("kernels").get_kernel("by others") is True
+    kept = sys.modules["kernels"]
+    import_bitsandbytes()
+    assert sys.modules["kernels"] is kept and not logging.getLogger("bitsandbytes.backends.cpu.ops").disabled
+
+
+_LORA = """
+import sys
+from whit.adapters.targets import all_targets
+from whit.adapters.tunable import tune_lora
+from whit.bases import load_base
+
+base = load_base(sys.argv[1], dtype="float32")
+targets = all_targets(name for name, _ in base.model.named_modules())
+tune_lora(base, targets, rank=2, alpha=4.0, dropout=0.0, seed=0)
+assert "bitsandbytes" in sys.modules
+"""
+
+
+def test_a_lora_fetches_nothing_and_says_nothing_of_it(folder: Path, tmp_path: Path) -> None:
+    """PEFT imports bitsandbytes wherever it is installed."""
+    (tmp_path / "kernels.py").write_text("def get_kernel(*given, **named):\n    print('fetched', given)\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", _LORA, str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stdout) == (0, "") and "kernel" not in done.stderr, done.stderr

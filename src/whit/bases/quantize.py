@@ -12,6 +12,8 @@ Knows nothing of adapters.
 from __future__ import annotations
 
 import hashlib
+import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 from whit.errors import BaseError, UsageError
@@ -46,12 +48,29 @@ def fingerprint_of(fingerprint: str, method: str) -> str:
     return hashlib.sha256(f"whit base 1 {method}\n{fingerprint}".encode()).hexdigest()
 
 
+def import_bitsandbytes() -> None:
+    """Import it without what it does unasked: on some CPUs it fetches native code from a hub, or says that it cannot.
+
+    It does so by the package `kernels`, which is not to be had meanwhile. To be called before PEFT is used too, which
+    imports it wherever it is installed. Raises what the import does.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    disabled, known = logger.disabled, {name: sys.modules[name] for name in ("kernels",) if name in sys.modules}
+    logger.disabled, sys.modules["kernels"] = True, None  # type: ignore[assignment]  # what imports take for absent
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        logger.disabled = disabled
+        del sys.modules["kernels"]
+        sys.modules.update(known)
+
+
 def require_backend(method: str, device: str) -> None:
     """Raise `BaseError` where bitsandbytes is missing, or cannot quantise on this device."""
     import torch
 
     try:
-        import bitsandbytes  # noqa: F401
+        import_bitsandbytes()
     except ImportError as error:
         raise BaseError(
             f"a base in {method} needs the package bitsandbytes ({error}): pip install 'whit[quantize]', or leave out "
