@@ -14,7 +14,8 @@ from whit.adapters.adapter import Adapter
 from whit.adapters.interop import plain_lora
 from whit.adapters.lora import LoraWeights
 from whit.adapters.vector import VectorSpec
-from whit.bases import Base
+from whit.bases import Base, load_base
+from whit.bases.quantize import METHODS
 from whit.errors import AdapterError, UsageError, WrongBase
 from whit.evaluation.card import Card, Data, save_card
 from whit.testing import tiny_base
@@ -118,3 +119,16 @@ def test_a_merge_says_what_rounding_took(tmp_path: Path, base: Base, specs: dict
     result = export(make(specs["xs"], scale=1.0), "merged", tmp_path / "a", base=base, number_type="bfloat16")
     assert result.number_type == "bfloat16"
     assert "of the adapter's change" in result.notes[0]
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("method", METHODS)
+def test_of_a_quantised_base(tmp_path: Path, base_folder: Path, to: str, method: str) -> None:
+    """Merged weights have what the base computes with in them; of the others it is said that they need it."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    quantised = load_base(f"{base_folder}:{method}", dtype="float32")
+    result = export(_lora(), to, tmp_path / "out", base=quantised)
+    assert result.effect is not None and result.largest_difference is not None
+    assert result.largest_difference < 1e-3 * result.effect and result.number_type == "float32"
+    said = f"it is for {quantised.name}, with whose matrices it was checked: on {base_folder} as its file has it"
+    assert [note.startswith(said) for note in result.notes] == [True] * (to != "merged")

@@ -83,3 +83,17 @@ def test_a_damaged_lora_is_refused(tmp_path: Path, damage: str) -> None:
         weights.write_bytes(content.replace(b'"shape":[2,128]', b'"shape":[4,064]').replace(b"064", b" 64"))
     with pytest.raises(DamagedAdapter):
         Speaker("eeny", str(folder))
+
+
+def test_a_base_that_bitsandbytes_quantises_is_refused(tmp_path: Path) -> None:
+    from whit.errors import BaseError
+    from whit.evaluation.card import Card, Data, save_card
+    from whit.settings import RunSettings
+    from whit.verbs.run import run as verb
+
+    data = Data(name="d", sha256="0" * 64, rows=3, train=1, validation=1, test=1)
+    card = Card(name="a", kind="tiny", numbers=13, base="eeny:nf4", base_fingerprint="ab" * 32, data=data)
+    save_card(card, tmp_path / "card.json")
+    (tmp_path / "adapter.whit").write_bytes(b"")
+    with pytest.raises(BaseError, match=r"^eeny:nf4: the engine reads GGUF files, not .* leave out --engine wasm$"):
+        verb(RunSettings(adapter=str(tmp_path), prompt="hello", engine="wasm"))

@@ -92,3 +92,22 @@ def test_what_cannot_fit_is_refused_with_advice_that_fits(
         require_memory(base, rows, batch=16, accumulate=1, numbers=10, checkpointing=False)
     monkeypatch.setattr(memory, "available_bytes", lambda device: None)
     assert require_memory(base, rows, batch=16, accumulate=1, numbers=10, checkpointing=False) == whole
+
+
+def test_every_process_is_counted_with_its_base(
+    base: Base, encode: Callable[..., list[Encoded]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = encode(32)
+
+    def require(there: int, **more: int) -> int:
+        monkeypatch.setattr(memory, "available_bytes", lambda device: there)
+        return require_memory(base, rows, batch=8, accumulate=1, numbers=10, checkpointing=False, **more)
+
+    alone = require(1 << 60)
+    assert require(1 << 60, processes=3, others=1000) == 3 * alone + 1000
+    with pytest.raises(
+        UsageError, match=r"of 8 rows in each of 3 processes and 0\.50 GB for the .* fewer --processes$"
+    ):
+        require(3 * alone, processes=3, others=500_000_000)
+    with pytest.raises(UsageError, match=r"in each of 3 processes would take"):
+        require(2 * alone, processes=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,47 @@ def test_two_processes_train_what_one_does(
     assert np.allclose(v, w, atol=5e-3 * np.abs(v).max())
     assert two.card.cost is not None and one.card.cost is not None and two.card.cost.steps == one.card.cost.steps
     assert not (tmp_path / "two" / "state").exists()
+
+
+def test_memory_is_counted_for_all_processes_by_the_first(
+    rows: Path, options: Callable[[str], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from whit.bases.memory import weight_bytes
+    from whit.data.rows import read
+    from whit.data.templates import Encoded
+    from whit.training import memory
+    from whit.verbs.train import plan_of, require_memory
+
+    settings = TrainSettings(data=rows, out=tmp_path / "out", processes=3, **options("xs"))
+    base = whit.load_base(settings.base, dtype="float32")
+    plan = plan_of(settings, "xs", base, 32, "run", tmp_path)
+    encoded = [Encoded(row, list(range(20)), [1, 2]) for row in read(rows).rows[:32]]
+    others = weight_bytes(base.source, 4, None)
+    each = memory.SPARE + memory.step_bytes(
+        base, encoded, batch=-(-plan.batch // 3), accumulate=1, numbers=10, checkpointing=False
+    )
+
+    def counted(**more: Any) -> int:
+        """The least free memory that is enough."""
+        asked: list[int] = []
+        real = memory.require_memory
+        with monkeypatch.context() as patch:
+            patch.setattr(memory, "require_memory", lambda *given, **named: asked.append(real(*given, **named)) or 0)
+            patch.setattr(memory, "available_bytes", lambda device: None)
+            require_memory(replace(settings, **more), base, encoded, plan, 10, Talk(quiet=True))
+        return sum(asked)
+
+    assert counted() == 3 * each + 2 * others
+    assert counted(fsdp=True) == 3 * each
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 3 * each)
+    with pytest.raises(UsageError, match=r"in each of 3 processes .* fewer --processes"):
+        require_memory(settings, base, encoded, plan, 10, Talk(quiet=True))
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert counted(processes=1) == 0, "the first process counted for this one"
+    for name, value in (("RANK", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert counted(processes=1) == counted(processes=3) == 2 * each, "torchrun's, of whom two are on this machine"
 
 
 def test_what_goes_only_one_way_is_refused(

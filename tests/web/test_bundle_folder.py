@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from whit.errors import UsageError, WhitError
+from whit.errors import BaseError, UsageError, WhitError
 
 
 def run(out: Path, *adapters: Path, **settings: Any) -> Any:
@@ -69,3 +69,11 @@ def test_what_is_refused_changes_nothing(adapters: dict[str, Path], tmp_path: Pa
     with pytest.raises(WhitError, match=r"another base|other base|made for"):
         run(tmp_path / "page", tmp_path / "strange.whit", base="eeny")
     assert (tmp_path / "mine" / "letter.txt").read_text() == "keep this" and not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_a_base_that_is_quantised_when_loaded_is_no_file_to_ship(tmp_path: Path, method: str) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    with pytest.raises(BaseError, match=rf"eeny:{method}: a page holds the base's file .* trained on eeny$"):
+        run(tmp_path / "page", base=f"eeny:{method}")
+    assert not (tmp_path / "page").exists()

@@ -25,6 +25,7 @@ from whit.adapters.sparse import SparseSpec
 from whit.adapters.sparse_layer import SparseSlots
 from whit.adapters.targets import Target
 from whit.adapters.vector import Expansion, VectorSpec
+from whit.bases.quantize import import_bitsandbytes
 from whit.errors import AdapterError, UsageError
 
 if TYPE_CHECKING:
@@ -167,6 +168,8 @@ class BoundLora(Bound):
     def __init__(
         self, base: Base, rank: int, alpha: float, dropout: float, targets: Sequence[Target], seed: int
     ) -> None:
+        with contextlib.suppress(Exception):  # optional; PEFT tells what is wrong with it
+            import_bitsandbytes()
         from peft import LoraConfig, inject_adapter_in_model
 
         self._base, self.rank, self.alpha, self.dropout = base, rank, alpha, dropout

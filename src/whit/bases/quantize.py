@@ -12,6 +12,8 @@ Knows nothing of adapters.
 from __future__ import annotations
 
 import hashlib
+import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 from whit.errors import BaseError, UsageError
@@ -46,12 +48,29 @@ def fingerprint_of(fingerprint: str, method: str) -> str:
     return hashlib.sha256(f"whit base 1 {method}\n{fingerprint}".encode()).hexdigest()
 
 
+def import_bitsandbytes() -> None:
+    """Import it without what it does unasked: on some CPUs it fetches native code from a hub, or says that it cannot.
+
+    It does so by the package `kernels`, which is not to be had meanwhile. To be called before PEFT is used too, which
+    imports it wherever it is installed. Raises what the import does.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    disabled, known = logger.disabled, {name: sys.modules[name] for name in ("kernels",) if name in sys.modules}
+    logger.disabled, sys.modules["kernels"] = True, None  # type: ignore[assignment]  # what imports take for absent
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        logger.disabled = disabled
+        del sys.modules["kernels"]
+        sys.modules.update(known)
+
+
 def require_backend(method: str, device: str) -> None:
     """Raise `BaseError` where bitsandbytes is missing, or cannot quantise on this device."""
     import torch
 
     try:
-        import bitsandbytes  # noqa: F401
+        import_bitsandbytes()
     except ImportError as error:
         raise BaseError(
             f"a base in {method} needs the package bitsandbytes ({error}): pip install 'whit[quantize]', or leave out "
@@ -123,21 +142,35 @@ def _layer_class() -> Any:
     from torch import nn
 
     class Product(torch.autograd.Function):
-        """x Wᵀ + b, of which nothing as large as W is kept for the way back: it is unpacked again there."""
+        """x Wᵀ + b, of which nothing as large as W is kept for the way back: it is unpacked again there.
+
+        W's own gradient goes to `stand_in`, where there is one.
+        """
 
         @staticmethod
-        def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
+        def forward(ctx: Any, x: torch.Tensor, layer: Any, stand_in: torch.Tensor | None) -> torch.Tensor:
             ctx.layer = layer
+            if stand_in is not None:
+                ctx.save_for_backward(x)
             return nn.functional.linear(x, layer.dequantise(x.dtype), layer.bias)
 
         @staticmethod
-        def backward(ctx: Any, *dy: Any) -> Any:
-            return dy[0] @ ctx.layer.dequantise(dy[0].dtype), None
+        def backward(ctx: Any, *given: Any) -> Any:
+            dy, dx, dW = given[0], None, None
+            if ctx.needs_input_grad[0]:
+                dx = dy @ ctx.layer.dequantise(dy.dtype)
+            if ctx.needs_input_grad[2]:
+                dW = dy.flatten(0, -2).mT @ ctx.saved_tensors[0].flatten(0, -2)
+            return dx, None, dW
 
     class PackedLinear(nn.Linear):
-        """A frozen linear layer whose matrix is packed; `weight` unpacks it anew at each look."""
+        """A frozen linear layer whose matrix is packed; `weight` unpacks it anew at each look.
+
+        `stand_in` is None, or a leaf of the matrix's shape that gets the gradient which `weight` cannot hold.
+        """
 
         packed = True
+        stand_in: torch.Tensor | None = None
         held: torch.Tensor
         scales: torch.Tensor
 
@@ -168,7 +201,7 @@ def _layer_class() -> Any:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             """x Wᵀ + b."""
-            found: torch.Tensor = Product.apply(x, self)  # type: ignore[no-untyped-call]
+            found: torch.Tensor = Product.apply(x, self, self.stand_in)  # type: ignore[no-untyped-call]
             return found
 
     _made.append(PackedLinear)

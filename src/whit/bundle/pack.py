@@ -99,6 +99,7 @@ def _content(base: Base, adapters: Sequence[Packed], title: str) -> tuple[dict[s
 
     from whit.engine.runtime import VARIANTS, engine_bytes
 
+    described = _base(base)
     content: dict[str, bytes] = {name: part for name, part in page_files().items() if name != WORKER}
     for variant in VARIANTS:
         content[f"engine/{variant}.wasm"] = engine_bytes(variant)
@@ -115,7 +116,6 @@ def _content(base: Base, adapters: Sequence[Packed], title: str) -> tuple[dict[s
         entry, parts = _adapter(item)
         content |= parts
         listed.append(entry)
-    described = _base(base)
     about = {
         "bundle": FORMAT,
         "whit": version("whit"),
@@ -134,8 +134,15 @@ def _content(base: Base, adapters: Sequence[Packed], title: str) -> tuple[dict[s
 
 
 def _base(base: Base) -> dict[str, Any]:
+    from whit.bases.quantize import split_name
     from whit.bundle.prompts import prompt_form
 
+    if base.quantized:
+        plain, _ = split_name(base.name)
+        raise BaseError(
+            f"{base.name}: a page holds the base's file as it is, and this base is in {base.quantized} only once it is "
+            f"loaded; bundle an adapter that was trained on {plain}"
+        )
     if base.path.suffix.lower() != ".gguf":
         raise BaseError(f"{base.name}: a page runs GGUF files; this base is a folder of another format")
     if base.source.architecture.model_type != "llama":

@@ -26,7 +26,13 @@ class Speaker:
 
     def __init__(self, base: str, adapter: str | None = None) -> None:
         from whit.bases.names import resolve
+        from whit.bases.quantize import split_name
 
+        if split_name(base)[1]:
+            raise BaseError(
+                f"{base}: the engine reads GGUF files, not bases that bitsandbytes quantises when they are loaded; "
+                "leave out --engine wasm"
+            )
         reference = resolve(base)
         if not reference.present:
             raise BaseError(f"{base} is not on this machine yet; fetch it with: whit pull {base}")

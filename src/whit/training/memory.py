@@ -50,15 +50,27 @@ def step_bytes(
 
 
 def require_memory(
-    base: Base, rows: Sequence[Encoded], *, batch: int, accumulate: int, numbers: int, checkpointing: bool
+    base: Base,
+    rows: Sequence[Encoded],
+    *,
+    batch: int,
+    accumulate: int,
+    numbers: int,
+    checkpointing: bool,
+    processes: int = 1,
+    others: int = 0,
 ) -> int:
-    """The bytes of a step. Raises `UsageError` with advice where they do not fit in what is free."""
+    """The bytes of a step. Raises `UsageError` with advice where they do not fit in what is free.
+
+    With `processes` on this machine each takes such a step, of `batch` rows; `others` are the bytes of the bases that
+    are still to be loaded by them.
+    """
     device = str(base.model.device)
     there = available_bytes(device)
 
     def needs(accumulate: int, checkpointing: bool) -> int:
         found = step_bytes(base, rows, batch=batch, accumulate=accumulate, numbers=numbers, checkpointing=checkpointing)
-        return found + SPARE
+        return processes * (found + SPARE) + others
 
     needed = needs(accumulate, checkpointing)
     if there is None or needed <= there:
@@ -73,8 +85,13 @@ def require_memory(
         advice.append(f"--checkpointing with --accumulate {batch} ({gigabytes(needs(batch, True))})")
     if not base.quantized:
         advice.append("--quantize nf4, which leaves more of the memory free")
+    what = f"a step of {batch} rows"
+    if processes > 1:
+        advice.append("fewer --processes")
+        what += f" in each of {processes} processes"
+        what += f" and {gigabytes(others)} for the bases of the others" if others else ""
     raise UsageError(
-        f"a step of {batch} rows would take about {gigabytes(needed)} of memory, and {gigabytes(there)} are free; try "
+        f"{what} would take about {gigabytes(needed)} of memory, and {gigabytes(there)} are free; try "
         f"{' or '.join(advice) if advice else 'shorter rows, or a machine with more memory'}"
     )
 

@@ -9,7 +9,9 @@ give the same places. Knows nothing of where the losses come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -61,11 +63,8 @@ def _steepest(
     base: Base, targets: Sequence[Target], stride: int, count: int, losses: Sequence[Callable[[], torch.Tensor]]
 ) -> torch.Tensor:
     """The places of the `count` weights with the largest gradients, ascending."""
-    weights = {target.index: base.model.get_submodule(target.name).weight for target in targets}
     best, where = torch.zeros(0), torch.zeros(0, dtype=torch.long)
-    try:
-        for weight in weights.values():
-            weight.requires_grad_(True)
+    with _with_gradients(base, targets) as weights:
         for loss in losses:
             loss().backward()
         for index, weight in weights.items():
@@ -78,13 +77,29 @@ def _steepest(
             best = torch.cat([best, top.values.cpu()])
             where = torch.cat([where, index * stride + top.indices.cpu()])
             weight.grad = None
-    finally:
-        for weight in weights.values():
-            weight.requires_grad_(False)
-            weight.grad = None
     if not bool(best.any()):
         raise TrainingError("no weight changes the loss: every gradient is zero")
     return where[best.topk(count).indices].sort().values
+
+
+@contextlib.contextmanager
+def _with_gradients(base: Base, targets: Sequence[Target]) -> Iterator[dict[int, torch.Tensor]]:
+    """A block in which the targets' matrices get gradients: what gets each, by number; for a packed one a stand-in."""
+    layers: dict[int, Any] = {target.index: base.model.get_submodule(target.name) for target in targets}
+    weights, packed = dict[int, torch.Tensor](), set(base.packed.values())
+    try:
+        for index, layer in layers.items():
+            weight = layer.weight
+            if layer in packed:
+                weight = layer.stand_in = weight.new_zeros(()).expand(weight.shape)  # of one number
+            weights[index] = weight.requires_grad_(True)
+        yield weights
+    finally:
+        for index, weight in weights.items():
+            weight.requires_grad_(False)
+            weight.grad = None
+            if layers[index] in packed:
+                layers[index].stand_in = None
 
 
 def _survivors(

@@ -116,6 +116,7 @@ def export(
     known = _expected(loaded, held) if check else None
     try:
         files, stored, notes = _write(held, loaded, to, target, number_type)
+        notes += _quantised(loaded, to)
         difference = None
         if known is not None:
             from whit.adapters.interop.check import assert_same, compare
@@ -204,6 +205,18 @@ def _write(
     elif merged.lost:
         notes.append(f"rounding to {merged.number_type} took {merged.lost:.1%} of the adapter's change")
     return list(merged.files), merged.number_type, tuple(notes)
+
+
+def _quantised(base: Base, to: str) -> tuple[str, ...]:
+    """That an adapter for a quantised base is not one for the file that it is made from."""
+    if base.quantized is None or to == "merged":
+        return ()
+    from whit.bases.quantize import split_name
+
+    return (
+        f"it is for {base.name}, with whose matrices it was checked: on {split_name(base.name)[0]} as its file has it "
+        "the answers are others (--to merged has the right matrices in it)",
+    )
 
 
 def _reloaded(base: Base, to: str, target: Path) -> torch.Tensor:

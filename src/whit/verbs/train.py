@@ -153,14 +153,36 @@ def prove_together(
 def require_memory(
     settings: TrainSettings, base: Base, encoded: Sequence[Encoded], plan: Plan, numbers: int, talk: Talk
 ) -> None:
-    """Say what a step takes. Raises `UsageError` with advice where that is more than is free."""
+    """Say what a step takes. Raises `UsageError` with advice where that is more than is free.
+
+    The first process on a machine counts for all that are there. Bases that others have loaded by now, as torchrun's
+    do, are no longer free memory.
+    """
+    from whit.bases.memory import weight_bytes
     from whit.training import memory
 
-    rows, whole = -(-plan.batch // max(1, settings.processes)), plan.accumulate
+    team = int(os.environ.get("WORLD_SIZE", "1"))
+    if team > 1 and os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) != "0":
+        return
+    here, others = settings.processes, 0
+    if team > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    elif here > 1 and not settings.fsdp:
+        width = 4 if base.dtype == "float32" else 2
+        others = (here - 1) * weight_bytes(base.source, width, base.quantized)
     needed = memory.require_memory(
-        base, encoded, batch=rows, accumulate=whole, numbers=numbers, checkpointing=settings.checkpointing
+        base,
+        encoded,
+        batch=-(-plan.batch // max(here, team)),
+        accumulate=plan.accumulate,
+        numbers=numbers,
+        checkpointing=settings.checkpointing,
+        processes=here,
+        others=others,
     )
-    talk.say(f"memory   up to about {size(needed)} for a step, beside the base")
+    where = f" in {here} processes" if here > 1 else ""
+    more = f" and {here - 1} more bases" if others else ""
+    talk.say(f"memory   up to about {size(needed)} for a step{where}{more}, beside the base")
 
 
 def team_for(settings: TrainSettings) -> contextlib.AbstractContextManager[Team]:

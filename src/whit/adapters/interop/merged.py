@@ -1,8 +1,9 @@
 """Merged weights: a transformers folder of the base with the adapter's update added to its matrices.
 
-W + ΔW is added in float32 from the weights as the base's file stores them, and then rounded to the number type
-that the file uses, if that keeps the update: an update is often far smaller than bfloat16's steps at W (about
-W/256), so that rounding may swallow it. How much is measured, and beyond `MOST_LOST` the folder is float32.
+W + ΔW is added in float32 from the weights as the base's file stores them (where a base is quantised when it is
+loaded, from those that it computes with), and then rounded to the number type that the file uses, if that keeps the
+update: an update is often far smaller than bfloat16's steps at W (about W/256), so that rounding may swallow it. How
+much is measured, and beyond `MOST_LOST` the folder is float32.
 Knows nothing of running the result; the folder has the base's tokenizer and chat template.
 """
 
@@ -76,11 +77,17 @@ def merge(base: Base, weights: LoraWeights, folder: str | Path, *, number_type: 
 
 def merged_weight(base: Base, weights: LoraWeights, name: str) -> torch.Tensor:
     """The tensor `name` of the base, with the update added where it is an adapted matrix; float32."""
-    W = base.source.read(name)
+    W = _own(base, name)
     module = name.removesuffix(".weight")
     if module in weights.A:
         W = W + _update(weights, module)
     return W
+
+
+def _own(base: Base, name: str) -> torch.Tensor:
+    """The tensor `name` that the base computes with, float32."""
+    module = name.removesuffix(".weight")
+    return base.weight(module) if module in base.packed else base.source.read(name)
 
 
 def _update(weights: LoraWeights, module: str) -> torch.Tensor:
@@ -88,10 +95,10 @@ def _update(weights: LoraWeights, module: str) -> torch.Tensor:
 
 
 def _stored_type(base: Base) -> str:
-    """The smallest type that holds every weight of the base as its file stores it."""
+    """The smallest type that holds every weight of the base."""
     candidates = ["bfloat16", "float16"]
     for name in base.source.shapes:
-        W = base.source.read(name)
+        W = _own(base, name)
         candidates = [kind for kind in candidates if torch.equal(W.to(getattr(torch, kind)).float(), W)]
         if not candidates:
             return "float32"

@@ -20,6 +20,7 @@ from whit.adapters.adapter import Adapter
 from whit.adapters.interop.check import assert_changes, logits, probe
 from whit.adapters.interop.gguf_lora import read_gguf_lora
 from whit.adapters.tunable import bind
+from whit.bases.quantize import import_bitsandbytes
 from whit.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def whit_logits(base: Base, adapter: Adapter) -> tuple[torch.Tensor, torch.Tenso
 
 def peft_logits(base: Base, folder: str | Path) -> torch.Tensor:
     """Logits on the probe of a PEFT folder (LoRA or TinyLoRA) as PEFT loads it."""
+    with contextlib.suppress(Exception):  # optional; PEFT tells what is wrong with it
+        import_bitsandbytes()
     from peft import PeftModel
 
     with _quiet(), torch.random.fork_rng(devices=[]):
