@@ -58,8 +58,8 @@ class Server:
         self._server.server_close()
 
 
-def text(content: Any) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": content}}]}
+def text(content: Any, why: str = "stop") -> dict[str, Any]:
+    return {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": why}]}
 
 
 @pytest.fixture
@@ -128,6 +128,8 @@ def test_passing_failures_are_tried_again(server: Server, tmp_path: Path) -> Non
         (200, b"<html>", TrainingError, "gave no chat completion"),
         (200, text(None), TrainingError, "gave an empty answer"),
         (200, text("  "), TrainingError, "gave an empty answer"),
+        (200, text("", "length"), TrainingError, "row r0: it was cut off at 8 tokens; raise --max-tokens"),
+        (200, {"choices": ["no"]}, TrainingError, "gave no chat completion"),
         (200, b"[" * 100_000, TrainingError, "gave no chat completion"),
         (200, b'"' + b"x" * 5_000_000 + b'"', TrainingError, "gave no chat completion"),
     ],
@@ -172,6 +174,24 @@ def test_answers_of_another_teacher_are_refused(tmp_path: Path) -> None:
     Answers(path, WHOSE).add(rows(1)[0], "yes")
     with pytest.raises(TrainingError, match="of another teacher, instruction or limit"):
         Answers(path, {**WHOSE, "guide": "h"})
+
+
+def test_answers_that_the_limit_cut_off_are_asked_for_again_under_a_higher_one(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    server.answer = lambda body, number: (200, text("so far", "length") if number == 2 else text("whole"))
+    answers = Answers(path, WHOSE)
+    endpoint(server).answer_all(rows(4), "g", 8, answers)
+    assert [answers.cut(row) for row in rows(4)] == [Answers(path, WHOSE).cut(row) for row in rows(4)]
+    assert [answers.cut(row) for row in rows(4)] == [False, True, False, False]
+    higher = {**WHOSE, "most": 16}
+    again = Answers(path, higher)
+    assert len(again) == 3 and again.get(rows(4)[1]) is None
+    endpoint(server).answer_all(rows(4), "g", 16, again)
+    assert len(server.asked) == 5 and server.asked[-1]["max_tokens"] == 16
+    kept = Answers(path, higher)
+    assert [kept.get(row) for row in rows(4)] == ["whole"] * 4 and not any(kept.cut(row) for row in rows(4))
+    with pytest.raises(TrainingError, match="of another teacher, instruction or limit"):
+        Answers(path, WHOSE)
 
 
 def test_a_line_that_a_kill_cut_short_is_written_over(tmp_path: Path) -> None:

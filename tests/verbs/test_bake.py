@@ -145,6 +145,36 @@ def test_what_cannot_be_baked(base: Path, guide: Path, inputs: Path, tmp_path: P
         bake(options(base, guide, hollow, out))
 
 
+def test_answers_that_were_cut_off_are_no_whole_answers(
+    baked: tuple[BakeResult, Said], base: Path, guide: Path, inputs: Path, tmp_path: Path
+) -> None:
+    # A random base hardly ever ends by itself; its limit was asked for.
+    assert baked[0].cut > 45 and any(
+        f"{baked[0].cut} of 90 answers of the teacher were cut" in x for x in baked[1].lines
+    )
+    with pytest.raises(UsageError, match=r"of 90 answers of the teacher are cut off at \d+ tokens: raise --max-tokens"):
+        bake(options(base, guide, inputs, tmp_path / "own", max_tokens=None))
+    server = Server()
+    often = 3
+    server.answer = lambda body, number: (200, text(f"it is {number}", "length" if number % often == 0 else "stop"))
+    more: dict[str, Any] = {"teacher_url": server.url, "teacher_model": "m", "epochs": 0.3, "evaluations": 1}
+    try:
+        with pytest.raises(UsageError, match="30 of 90 answers of the teacher are cut off at 4 tokens"):
+            bake(options(base, guide, inputs, tmp_path / "out", **more))
+        often = 10
+        result = bake(options(base, guide, inputs, tmp_path / "out", **{**more, "max_tokens": 8}))
+    finally:
+        server.close()
+    # Asked again for the thirty, of which each tenth was cut once more.
+    assert len(server.asked) == 120 and result.cut == 3 == result.to_json()["cut"]
+    kept = [json.loads(line) for line in (result.folder / "teacher.jsonl").read_text("utf-8").splitlines()[1:]]
+    assert sum("cut" in item for item in kept) == 3
+    data = result.card.data
+    assert 87 <= data.train + data.validation + data.test <= 90 and "were cut off" in result.folder.joinpath(
+        "report.html"
+    ).read_text("utf-8")
+
+
 def test_a_teacher_that_always_says_the_same_is_told(base: Path, guide: Path, inputs: Path, tmp_path: Path) -> None:
     server = Server()
     try:

@@ -9,7 +9,7 @@ import json
 import shlex
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ class BakeResult:
 
     `first` compares base and teacher on gold answers before training; `gold` teacher and adapter on held-out ones, both
     None where the inputs have none. `lost` are held-out rows that the teacher had right and the adapter has wrong.
+    `cut` says how many of the teacher's answers its limit of tokens cut off.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class BakeResult:
     gold: Comparison | None
     bare_gold: float | None
     lost: tuple[tuple[Row, str], ...]
+    cut: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `whit bake --json`."""
@@ -80,6 +82,7 @@ class BakeResult:
             **found,
             **{key: about[key] for key in ("kind", "numbers", "payload_bytes")},
             "teacher": self.teacher,
+            "cut": self.cut,
             "agreement": self.card.result.tuned,
             "base_agreement": self.card.result.base,
             "saved": self.saved.to_json(),
@@ -131,6 +134,7 @@ def report_on(
     gold: Scorer | None,
     split: Split,
     answers: dict[str, str],
+    cut: Collection[str],
     first: Comparison | None,
     teacher: str,
     talk: Talk,
@@ -155,7 +159,7 @@ def report_on(
     with common.bound_to(start.base, trained.adapter, check=False) as bound, talk.task("Timing single requests"):
         saved = _saved(teach, examiner, rows, bound)
     result = BakeResult(
-        start.folder, card, trained.adapter, teacher, saved, first, compared, bare_gold, tuple(lost)
+        start.folder, card, trained.adapter, teacher, saved, first, compared, bare_gold, tuple(lost), len(cut)
     )  # fmt: skip
     about = {key: value for key, value in result.to_json().items() if key not in ("lost", "adapter")}
     atomic_write(start.folder / REPORT_NAME, json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
