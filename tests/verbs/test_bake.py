@@ -145,6 +145,37 @@ def test_what_cannot_be_baked(base: Path, guide: Path, inputs: Path, tmp_path: P
         bake(options(base, guide, hollow, out))
 
 
+def test_both_sides_are_timed_to_the_same_length(base: Path, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from whit.bases import load_base
+    from whit.data.rows import Row, Turn
+    from whit.evaluation.decoding import Decoder
+    from whit.evaluation.proof import Examiner
+    from whit.evaluation.scoring import ExactScorer
+    from whit.verbs import common
+    from whit.verbs.baked import Saved, _saved
+
+    loaded = load_base(str(base), dtype="float32")
+    adapter = trained("lora").adapter
+    loaded.stop_ids = tuple(range(384))  # every answer ends at once
+    sizes: list[int] = []
+    answers = Decoder.answers
+
+    def watched(self: Decoder, *args: Any, **options: Any) -> list[list[int]]:
+        found = answers(self, *args, **options)
+        sizes.extend(map(len, found))
+        return found
+
+    monkeypatch.setattr(Decoder, "answers", watched)
+    rows = [Row(f"r{at}", (Turn("user", f"card {at}"),), "") for at in range(4)]
+    teach, mine = (Examiner(loaded, ExactScorer(), said, 8) for said in (GUIDE, None))
+    wanted = len(loaded.encode("cash")) + 1
+    with common.bound_to(loaded, adapter, check=False) as bound:
+        saved = _saved(teach, mine, rows, {row.id: "cash" for row in rows}, bound)
+    assert sizes == [wanted] * 10 and saved.answer_tokens == wanted
+    assert "it costs 42 ms more than 21 (answers of 5 tokens" in Saved(80, 40, 21, 63, 5).sentence()
+    assert "40 of 80 prompt tokens (50 %), 42 of 63 ms (" in Saved(80, 40, 63, 21, 5).sentence()
+
+
 def test_answers_that_were_cut_off_are_no_whole_answers(
     baked: tuple[BakeResult, Said], base: Path, guide: Path, inputs: Path, tmp_path: Path
 ) -> None:

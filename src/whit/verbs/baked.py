@@ -9,7 +9,7 @@ import json
 import shlex
 import statistics
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,12 +38,16 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Saved:
-    """Of one request, in the mean (tokens) and the median (milliseconds, one request at a time, nothing cached)."""
+    """Of one request, in the mean (tokens) and the median (milliseconds, one request at a time, nothing cached).
+
+    Milliseconds are those of the prompt and of `answer_tokens` tokens, however soon either would have ended.
+    """
 
     tokens_with: float
     tokens_without: float
     ms_with: float
     ms_without: float
+    answer_tokens: int
 
     def to_json(self) -> dict[str, float]:
         """Plain values, with the shares that are saved."""
@@ -52,6 +56,20 @@ class Saved:
             "tokens_saved": 1 - self.tokens_without / self.tokens_with,
             "ms_saved": self.ms_with - self.ms_without,
         }
+
+    def sentence(self) -> str:
+        """What a request saves, or costs more."""
+        spared, ms = 1 - self.tokens_without / self.tokens_with, self.ms_with - self.ms_without
+        clock = (
+            f", {ms:.0f} of {self.ms_with:.0f} ms"
+            if ms >= 0
+            else f"; it costs {-ms:.0f} ms more than {self.ms_with:.0f}"
+        )
+        return (
+            f"saved on each request: {self.tokens_with - self.tokens_without:.0f} of {self.tokens_with:.0f} prompt "
+            f"tokens ({100 * spared:.0f} %){clock} (answers of {self.answer_tokens:,} tokens, one at a time; a server "
+            "that keeps the instruction's cache saves less)"
+        )
 
 
 @dataclass(frozen=True)
@@ -111,11 +129,8 @@ class BakeResult:
             lines += [
                 f"  {row.id}: {_short(answer)} for {_short(row.completion)}" for row, answer in self.lost[:_SHOWN]
             ]
-        spared = 1 - saved.tokens_without / saved.tokens_with
         lines += [
-            f"saved on each request: {saved.tokens_with - saved.tokens_without:.0f} of {saved.tokens_with:.0f} prompt "
-            f"tokens ({100 * spared:.0f} %), {saved.ms_with - saved.ms_without:.0f} of {saved.ms_with:.0f} ms (one at "
-            "a time; a server that keeps the instruction's cache saves less)",
+            saved.sentence(),
             "",
             f"{self.card.kind} adapter of {self.card.numbers:,} numbers: {self.folder}/",
             f"report: {self.folder / common.REPORT_NAME}",
@@ -157,7 +172,7 @@ def report_on(
             if two.value < one.value
         ]
     with common.bound_to(start.base, trained.adapter, check=False) as bound, talk.task("Timing single requests"):
-        saved = _saved(teach, examiner, rows, bound)
+        saved = _saved(teach, examiner, rows, answers, bound)
     result = BakeResult(
         start.folder, card, trained.adapter, teacher, saved, first, compared, bare_gold, tuple(lost), len(cut)
     )  # fmt: skip
@@ -166,8 +181,11 @@ def report_on(
     return result
 
 
-def _saved(teach: Examiner, examiner: Examiner, rows: Sequence[Row], bound: Bound) -> Saved:
-    """Prompt tokens of all rows, and milliseconds of a few, with the instruction and without it."""
+def _saved(teach: Examiner, examiner: Examiner, rows: Sequence[Row], answers: Mapping[str, str], bound: Bound) -> Saved:
+    """Prompt tokens of all rows, and milliseconds of a few, with the instruction and without it.
+
+    Both sides give as many tokens as the teacher's answers have in the median: the length is no matter of the prompt.
+    """
     from whit.evaluation.decoding import Decoder
 
     some = list(rows[:_TIMED])
@@ -180,17 +198,21 @@ def _saved(teach: Examiner, examiner: Examiner, rows: Sequence[Row], bound: Boun
     except DataError:
         with_guide, tokens = [], guide + statistics.mean(len(item.prompt_ids) for item in without)
 
+    lengths = [len(teach.base.encode(answers[row.id])) + 1 for row in some]
+    most = min(teach.max_tokens, round(statistics.median(lengths)))
+    endless = replace(examiner.base, stop_ids=())
+
     def clock(encoded: Sequence[Encoded], decoder: Decoder) -> float:
         found = []
         for item in [*encoded[:1], *encoded]:
             began = time.perf_counter()
-            decoder.answers([item.prompt_ids], most=examiner.max_tokens)
+            decoder.answers([item.prompt_ids], most=most)
             found.append(time.perf_counter() - began)
         return 1000 * statistics.median(found[1:])
 
-    ms = clock(with_guide[: len(some)], Decoder(teach.base)) if with_guide else 0.0
-    mine = clock(without[: len(some)], Decoder(examiner.base, bound))
-    return Saved(tokens, statistics.mean(len(item.prompt_ids) for item in without), ms or mine, mine)
+    ms = clock(with_guide[: len(some)], Decoder(endless)) if with_guide else 0.0
+    mine = clock(without[: len(some)], Decoder(endless, bound))
+    return Saved(tokens, statistics.mean(len(item.prompt_ids) for item in without), ms or mine, mine, most)
 
 
 def with_command(card: Any, settings: BakeSettings, folder: Path) -> Any:
