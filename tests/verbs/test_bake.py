@@ -80,7 +80,21 @@ def test_the_base_teaches_itself(baked: tuple[BakeResult, Said]) -> None:
     assert card.instruction == "" and card.command.startswith("whit bake guide.md inputs.jsonl --base ")
     assert (result.folder / "bake.json").is_file() and not (result.folder / "state").exists()
     said = result.to_text()
-    assert "as the teacher" in said and "prompt tokens" in said and "lost: " in said
+    assert "as the teacher" in said and "prompt tokens" in said and "Lost: " in said
+
+
+def test_card_and_report_say_what_baking_is_for(baked: tuple[BakeResult, Said]) -> None:
+    result = baked[0]
+    card = load_card(result.folder / "card.json")
+    assert card == result.card and card.baked.startswith("Baked from an instruction of ")
+    for part in ("prompt tokens", " ms ", "Gold answers: bare base", "rows that the teacher had right", "were cut off"):
+        assert part in card.baked
+    report, page = ((result.folder / name).read_text("utf-8") for name in ("report.html", "README.md"))
+    assert "What was baked" in report and "prompt tokens" in report and "Gold answers: bare base" in report
+    assert "whit bake guide.md" in report and "whit train inputs" not in report
+    assert "## What was baked" in page and "prompt tokens" in page and "whit bake guide.md" in page
+    kept = json.loads((result.folder / "bake.json").read_text("utf-8"))
+    assert kept == {key: value for key, value in result.to_json().items() if key != "adapter"} and "lost" in kept
 
 
 def test_answers_are_kept_and_given_once(baked: tuple[BakeResult, Said], base: Path, guide: Path, inputs: Path) -> None:

@@ -20,7 +20,7 @@ from whit.errors import DataError, UsageError
 from whit.settings import BakeSettings, TrainSettings
 from whit.talk import Talk
 from whit.verbs import common, runs
-from whit.verbs.baked import BakeResult, report_on, tokens_before, with_command
+from whit.verbs.baked import BakeResult, report_on, tokens_before
 from whit.verbs.teaching import compare_first, digest_of, teacher_answers, teacher_distributions
 from whit.verbs.train import announce, plan_of, require_memory, shape_of
 
@@ -103,9 +103,9 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     if cut:
         left = ", and are not learned from" if settings.teacher_url else ""
         remarks.append(f"{len(cut):,} of {len(answers):,} answers of the teacher were cut off at {most} tokens{left}.")
-    card = start.end(examiner, trained, seeds, talk, remarks=remarks)
-    card = with_command(card, settings, start.folder)
-    return report_on(settings, start, card, trained, teach, examiner, gold, gold_split, answers, cut, first, name, talk)
+    return report_on(
+        settings, start, trained, seeds, teach, examiner, gold, gold_split, answers, cut, first, name, remarks, talk
+    )  # fmt: skip
 
 
 def read_guide(path: Path) -> str:
