@@ -126,6 +126,9 @@ def test_a_card_runs_no_code_and_is_checked(noisy: Path, adapter: Path, tmp_path
     with_settings(reward=["exact"])
     with pytest.raises(AdapterError, match="learned the rows' own answers"):
         whit.check(noisy, influence=True, adapter=str(copy))
+    save_card(replace(card, baked="Baked from an instruction of 9 tokens."), copy / "card.json")
+    with pytest.raises(AdapterError, match="learned the rows' own answers; this one was baked"):
+        whit.check(noisy, influence=True, adapter=str(copy))
 
 
 def test_too_few_validation_rows_say_so(

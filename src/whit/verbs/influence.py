@@ -144,8 +144,8 @@ class InfluenceReport:
 def find_influence(settings: CheckSettings, problems: Sequence[Problem], talk: Talk) -> InfluenceReport:
     """Which of the rows that `settings.adapter` was trained on hurt it.
 
-    Raises `UsageError`, `AdapterError` (no card, trained by reward or for users), `DataError` (other rows than it was
-    trained on, too few validation rows), `TrainingError`.
+    Raises `UsageError`, `AdapterError` (no card, baked, trained by reward or for users), `DataError` (other rows than it
+    was trained on, too few validation rows), `TrainingError`.
     """
     if settings.adapter is None:
         raise UsageError("--influence needs the adapter that was trained on these rows: add --adapter FOLDER")
@@ -216,6 +216,8 @@ def find_influence(settings: CheckSettings, problems: Sequence[Problem], talk: T
 
 def settings_of(card: Card, adapter: Adapter, settings: CheckSettings) -> TrainSettings:
     """The settings of the card's adapter, on `settings.data`. Raises `AdapterError`, `UsageError`."""
+    if card.baked:
+        raise AdapterError("--influence works on adapters that learned the rows' own answers; this one was baked")
     hints = get_type_hints(TrainSettings)
     given: dict[str, Any] = {}
     for name, value in card.settings.items():
