@@ -90,6 +90,36 @@ def test_it_finds_the_same_again(found: tuple[CheckResult, Path], noisy: Path, a
     assert [one.row.id for one in again.worst] == [one.row.id for one in first.worst]
 
 
+def test_what_is_not_retrained_is_said(
+    noisy: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[CheckResult, Path]
+) -> None:
+    import shutil
+
+    from whit.evaluation.causes import Cause, Causes
+    from whit.verbs import influence
+
+    def scored(*given: Any) -> list[Any]:
+        raise AssertionError("the held-out rows were answered, though nothing is retrained")
+
+    first = found[0].influence
+    assert first is not None and first.notes == ()
+    monkeypatch.setattr(influence, "_scores", scored)
+    copy = tmp_path / "copy"
+    shutil.copytree(adapter, copy)
+    save_card(replace(load_card(copy / "card.json"), kind="sparse"), copy / "card.json")
+    sparse = whit.check(noisy, influence=True, adapter=str(copy), threads=1).influence
+    assert sparse is not None and sparse.retrained is None
+    assert "note: nothing was retrained: the weights of a sparse adapter are chosen anew" in sparse.to_text()
+    monkeypatch.setattr(Causes, "of", lambda *given: Cause("unclear", "none"))
+    unclear = whit.check(noisy, influence=True, adapter=str(adapter), threads=1).influence
+    assert unclear is not None and unclear.retrained is None and unclear.removed == ()
+    assert unclear.to_json()["notes"] == [
+        "nothing was retrained: none of these rows has a likely cause, so that none would be left out"
+    ]
+    asked = whit.check(noisy, influence=True, adapter=str(adapter), retrain=False, threads=1).influence
+    assert asked is not None and asked.notes == ()
+
+
 def test_other_rows_and_other_adapters_are_refused(
     noisy: Path, adapter: Path, tmp_path: Path, trained: Callable[[str], Any]
 ) -> None:

@@ -7,7 +7,7 @@ rows are too few to tell single rows apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
@@ -69,7 +69,7 @@ class InfluenceReport:
 
     `agreement` says how alike two halves of the validation rows rank the rows by harm; below `LEAST_AGREEMENT` they are
     too few to say what a single row does (`enough` is False), and `needed` is how many would do, None where that cannot
-    be told.
+    be told. `notes` say why nothing was retrained, where that was not asked for.
     """
 
     adapter: str
@@ -79,6 +79,7 @@ class InfluenceReport:
     needed: int | None
     worst: tuple[Suspect, ...]
     retrained: Comparison | None
+    notes: tuple[str, ...] = ()
 
     @property
     def enough(self) -> bool:
@@ -109,6 +110,7 @@ class InfluenceReport:
             "worst": [suspect.to_json() for suspect in self.worst],
             "removed": list(self.removed),
             "retrained": self.retrained.to_json() if self.retrained else None,
+            "notes": list(self.notes),
         }
 
     def to_text(self) -> str:
@@ -138,14 +140,15 @@ class InfluenceReport:
                 tuned=f"retraining without {len(self.removed):,} rows", base="training on all"
             )
             lines.append(said)
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
 def find_influence(settings: CheckSettings, problems: Sequence[Problem], talk: Talk) -> InfluenceReport:
     """Which of the rows that `settings.adapter` was trained on hurt it.
 
-    Raises `UsageError`, `AdapterError` (no card, baked, trained by reward or for users), `DataError` (other rows than it
-    was trained on, too few validation rows), `TrainingError`.
+    Raises `UsageError`, `AdapterError` (no card, baked, trained by reward or for users), `DataError` (other rows than
+    it was trained on, too few validation rows), `TrainingError`.
     """
     if settings.adapter is None:
         raise UsageError("--influence needs the adapter that was trained on these rows: add --adapter FOLDER")
@@ -163,6 +166,7 @@ def find_influence(settings: CheckSettings, problems: Sequence[Problem], talk: T
         special.base_name(settings.base), dtype=trained_with.dtype, threads=settings.threads, talk=talk
     )
 
+    from whit.evaluation.causes import Causes
     from whit.evaluation.proof import Examiner, longest_answer
     from whit.evaluation.scoring import make_scorer
     from whit.training.gradients import row_gradients
@@ -186,31 +190,36 @@ def find_influence(settings: CheckSettings, problems: Sequence[Problem], talk: T
         worst = order[: max(1, round(settings.share * len(order)))]
         with talk.task(f"Answers of the {len(worst):,} rows that are doubted most"):
             answers = examiner.answer(examiner.encode([split.train[at] for at in worst]), bound)
+        causes = Causes(split.train, problems, dict(zip(learned.ids, found.leverage.tolist(), strict=True)))
+        suspects = []
+        for at, answer in zip(worst, answers, strict=True):
+            row = split.train[at]
+            cause = causes.of(row, answer, scorer)
+            doubt, harm, loss = (float(part[at]) for part in (found.doubt, found.harm, learned.losses))
+            removed = cause.kind != "unclear"
+            suspects.append(Suspect(row, doubt, harm, loss, answer, cause.kind, cause.why, removed))
+        left_out = {suspect.row.id for suspect in suspects if suspect.removed}
+        why_not = _why_not(card, left_out)
+        retrain = settings.retrain and why_not is None
         # The adapter's score before, on rows that neither it nor the influence saw.
-        retrain = settings.retrain and card.kind != "sparse"
         before = _scores(examiner, split.test, bound, talk) if retrain else []
-    pulls = dict(zip(learned.ids, found.leverage.tolist(), strict=True))
-
-    from whit.evaluation.causes import Causes
-
-    causes = Causes(split.train, problems, pulls)
-    suspects = []
-    for at, answer in zip(worst, answers, strict=True):
-        row = split.train[at]
-        cause = causes.of(row, answer, scorer)
-        doubt, harm, loss = (float(part[at]) for part in (found.doubt, found.harm, learned.losses))
-        removed = cause.kind != "unclear"
-        suspects.append(Suspect(row, doubt, harm, loss, answer, cause.kind, cause.why, removed))
-    left_out = {suspect.row.id for suspect in suspects if suspect.removed}
+    notes = [why_not] if settings.retrain and why_not else []
     retrained = None
-    if retrain and left_out:
+    if retrain:
         talk.say(f"training again without {len(left_out):,} rows{_as_long(card)}")
         kept = replace(split, train=tuple(row for row in split.train if row.id not in left_out))
         retrained = _retrain(trained_with, examiner, kept, before, talk)
     enough = found.agreement >= LEAST_AGREEMENT
     needed = None if enough else rows_wanted(found.agreement, len(judges), least=LEAST_AGREEMENT)
     return InfluenceReport(
-        settings.adapter, len(split.train), len(judges), found.agreement, needed, tuple(suspects), retrained
+        settings.adapter,
+        len(split.train),
+        len(judges),
+        found.agreement,
+        needed,
+        tuple(suspects),
+        retrained,
+        tuple(notes),
     )
 
 
@@ -264,6 +273,15 @@ def _require_seen(settings: CheckSettings, split: Split, folder: Path) -> None:
             f"{settings.data}: {settings.adapter} was trained on {count:,} of these {len(split.train):,} rows; give the"
             " file that it was trained on"
         )
+
+
+def _why_not(card: Card, left_out: Collection[str]) -> str | None:
+    """Why nothing is trained again; None where it is."""
+    if not left_out:
+        return "nothing was retrained: none of these rows has a likely cause, so that none would be left out"
+    if card.kind == "sparse":
+        return "nothing was retrained: the weights of a sparse adapter are chosen anew by whit train alone"
+    return None
 
 
 def _scores(examiner: Examiner, rows: Sequence[Row], bound: Any, talk: Talk) -> list[Any]:
