@@ -90,6 +90,21 @@ def test_it_finds_the_same_again(found: tuple[CheckResult, Path], noisy: Path, a
     assert [one.row.id for one in again.worst] == [one.row.id for one in first.worst]
 
 
+def test_labels_that_were_changed_since_are_noticed(
+    noisy: Path, adapter: Path, tmp_path: Path, found: tuple[CheckResult, Path]
+) -> None:
+    first = found[0].influence
+    assert first is not None and first.notes == ()
+    rows = [json.loads(line) for line in noisy.read_text("utf-8").splitlines()]
+    other = {"card": "cash", "cash": "card"}
+    row = next(row for row in rows if row["id"] == first.worst[0].row.id)
+    row["completion"] = other[row["completion"]]
+    mended = tmp_path / noisy.name
+    mended.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    again = whit.check(mended, influence=True, adapter=str(adapter), retrain=False, threads=1).influence
+    assert again is not None and len(again.notes) == 1 and "their SHA-256 is another" in again.to_text()
+
+
 def test_what_is_not_retrained_is_said(
     noisy: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[CheckResult, Path]
 ) -> None:

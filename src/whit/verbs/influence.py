@@ -18,6 +18,7 @@ from whit.errors import AdapterError, DataError, UsageError
 from whit.settings import CheckSettings, TrainSettings
 from whit.talk import Talk, clock
 from whit.verbs import common
+from whit.verbs.prove import digest_of
 from whit.verbs.runs import read_and_split
 from whit.verbs.train import plan_of, shape_of, train_seeds
 
@@ -69,7 +70,7 @@ class InfluenceReport:
 
     `agreement` says how alike two halves of the validation rows rank the rows by harm; below `LEAST_AGREEMENT` they are
     too few to say what a single row does (`enough` is False), and `needed` is how many would do, None where that cannot
-    be told. `notes` say why nothing was retrained, where that was not asked for.
+    be told. `notes` say what else is to be known: that the rows were changed since, why nothing was retrained.
     """
 
     adapter: str
@@ -162,6 +163,13 @@ def find_influence(settings: CheckSettings, problems: Sequence[Problem], talk: T
     trained_with = settings_of(card, special.adapter, settings)
     split = read_and_split(trained_with, Talk(quiet=True))
     _require_seen(settings, split, special.folder)
+    notes = []
+    if card.data.sha256 != digest_of(split):
+        notes.append(
+            "these rows are not quite those that it was trained on (their SHA-256 is another): where answers were "
+            "changed since, what is said of them is about the new ones"
+        )
+        talk.say(f"note: {notes[0]}")
     base = common.open_base(
         special.base_name(settings.base), dtype=trained_with.dtype, threads=settings.threads, talk=talk
     )
@@ -203,7 +211,8 @@ def find_influence(settings: CheckSettings, problems: Sequence[Problem], talk: T
         retrain = settings.retrain and why_not is None
         # The adapter's score before, on rows that neither it nor the influence saw.
         before = _scores(examiner, split.test, bound, talk) if retrain else []
-    notes = [why_not] if settings.retrain and why_not else []
+    if settings.retrain and why_not:
+        notes.append(why_not)
     retrained = None
     if retrain:
         talk.say(f"training again without {len(left_out):,} rows{_as_long(card)}")

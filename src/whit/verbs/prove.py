@@ -170,9 +170,6 @@ def _card(
     from whit.evaluation.card import Card, Cost, Data
 
     base, adapter = examiner.base, trained.adapter
-    digest = hashlib.sha256()
-    for row in (*split.train, *split.validation, *split.test):
-        digest.update(f"{row.id}\0{row.prompt}\0{row.completion}\n".encode())
     everything = len(split.train) + len(split.validation) + len(split.test)
     return Card(
         name=folder.resolve().name,
@@ -182,7 +179,7 @@ def _card(
         base_fingerprint=base.fingerprint,
         data=Data(
             name=settings.data.name,
-            sha256=digest.hexdigest(),
+            sha256=digest_of(split),
             rows=everything,
             train=len(split.train),
             validation=len(split.validation),
@@ -213,6 +210,14 @@ def _card(
         command=command_of(settings),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def digest_of(split: Split) -> str:
+    """SHA-256 of the rows, answers included, by which a card knows them."""
+    digest = hashlib.sha256()
+    for row in (*split.train, *split.validation, *split.test):
+        digest.update(f"{row.id}\0{row.prompt}\0{row.completion}\n".encode())
+    return digest.hexdigest()
 
 
 def _published(settings: TrainSettings) -> dict[str, Any]:
