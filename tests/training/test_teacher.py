@@ -121,9 +121,10 @@ def test_passing_failures_are_tried_again(server: Server, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("status", "body", "error", "said"),
     [
-        (401, {}, UsageError, "refuses the key"),
-        (404, {}, UsageError, r"refuses row r0 \(HTTP 404\)"),
-        (302, {}, UsageError, r"refuses row r0 \(HTTP 302\)"),
+        (401, {}, UsageError, r"wants a key, and none was sent: OPENAI_API_KEY is not set \(HTTP 401\)"),
+        (404, {}, UsageError, r"look at --teacher-url \(its /v1\) and --teacher-model \(HTTP 404\)"),
+        (302, {}, UsageError, r"sends you elsewhere, which is not followed; .* \(HTTP 302\)"),
+        (400, {}, UsageError, r"refuses row r0 \(HTTP 400\)"),
         (200, {"error": "no"}, TrainingError, "gave no chat completion to row r0"),
         (200, b"<html>", TrainingError, "gave no chat completion"),
         (200, text(None), TrainingError, "gave an empty answer"),
@@ -135,11 +136,20 @@ def test_passing_failures_are_tried_again(server: Server, tmp_path: Path) -> Non
     ],
 )
 def test_answers_that_are_none(
-    server: Server, tmp_path: Path, status: int, body: Any, error: type[Exception], said: str
-) -> None:
+    server: Server, tmp_path: Path, status: int, body: Any, error: type[Exception], said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     server.answer = lambda sent, number: (status, body)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=said) as told:
         endpoint(server).answer_all(rows(2), "g", 8, Answers(tmp_path / "a.jsonl", WHOSE))
+    # No answer came, so that no file was written.
+    assert "are kept" not in str(told.value) and not (tmp_path / "a.jsonl").exists()
+    if status == 401:
+        monkeypatch.setenv("OPENAI_API_KEY", "secret-1")
+        with pytest.raises(error, match="refuses the key") as told:
+            endpoint(server).answer_all(rows(2), "g", 8, Answers(tmp_path / "a.jsonl", WHOSE))
+        assert "secret-1" not in str(told.value)
 
 
 def test_a_slow_teacher_and_one_that_is_not_there(server: Server, tmp_path: Path) -> None:
@@ -166,7 +176,10 @@ def test_a_key_is_never_sent_unencrypted(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match="SOME_KEY would travel unencrypted; use https") as told:
         Endpoint("http://example.org/v1", "m", key_name="SOME_KEY")
     assert "secret-1" not in str(told.value)
-    Endpoint("http://example.org/v1", "m", key_name="NO_SUCH_KEY")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    Endpoint("http://example.org/v1", "m")
+    with pytest.raises(UsageError, match="--teacher-key NO_SUCH_KEY: there is no such variable, or it is empty"):
+        Endpoint("https://example.org/v1", "m", key_name="NO_SUCH_KEY")
 
 
 def test_answers_of_another_teacher_are_refused(tmp_path: Path) -> None:

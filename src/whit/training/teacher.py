@@ -28,6 +28,7 @@ _LARGEST = 4_000_000  # bytes of one answer's JSON
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _TRIES = 4
 _LONGEST_WAIT = 30.0  # seconds between two tries
+KEY = "OPENAI_API_KEY"  # the variable that holds the key, where none is named
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -140,12 +141,12 @@ class Endpoint:
         url: str,
         model: str,
         *,
-        key_name: str = "OPENAI_API_KEY",
+        key_name: str = KEY,
         timeout: float = 60.0,
         parallel: int = 4,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Raises `UsageError` for an address that is none, or that would send a key unencrypted."""
+        """Raises `UsageError` for an address that is none, a key that is not set, or one that would go unencrypted."""
         try:
             parts = urlsplit(url)
             host = parts.hostname
@@ -153,7 +154,11 @@ class Endpoint:
             host = None
         if host is None or parts.scheme not in ("http", "https"):
             raise UsageError(f"--teacher-url {url[:80]}: give an address such as https://api.example.org/v1")
-        self._key = os.environ.get(key_name, "")
+        self._key, self._key_name = os.environ.get(key_name, ""), key_name
+        if key_name != KEY and not self._key:
+            raise UsageError(
+                f"--teacher-key {key_name}: there is no such variable, or it is empty; export {key_name}=…"
+            )
         if parts.scheme == "http" and host not in _LOCAL and self._key:
             raise UsageError(f"--teacher-url {host}: {key_name} would travel unencrypted; use https")
         self.host = host
@@ -204,10 +209,8 @@ class Endpoint:
                         on_done(sum(answers.get(one) is not None for one in rows))
         if failure is not None:
             kept = sum(answers.get(row) is not None for row in rows)
-            raise type(failure)(
-                f"{failure}; {kept:,} of {len(rows):,} answers are kept in {answers.path}, and the same command asks "
-                "only for the others"
-            ) from failure
+            here = f"{kept:,} of {len(rows):,} answers are kept in {answers.path}, and the same command asks only for"
+            raise type(failure)(f"{failure}; {here} the others" if kept else str(failure)) from failure
 
     def _ask(self, row: Row, before: list[dict[str, str]], most: int) -> tuple[str, bool]:
         """The answer, and whether the limit of tokens cut it off."""
@@ -232,10 +235,10 @@ class Endpoint:
                     raw = response.read(_LARGEST + 1)
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code}"
-                if error.code in (401, 403):
-                    raise UsageError(f"the teacher at {self.host} refuses the key ({reason})") from None
                 if error.code not in _AGAIN:
-                    raise UsageError(f"the teacher at {self.host} refuses row {row.id} ({reason})") from None
+                    raise UsageError(
+                        f"the teacher at {self.host} {self._refusal(error.code, row)} ({reason})"
+                    ) from None
                 continue
             except TimeoutError:
                 reason = f"no answer within {self._timeout:g} s"
@@ -246,6 +249,16 @@ class Endpoint:
                 continue
             return self._text(raw, row, most)
         raise TrainingError(f"the teacher at {self.host} failed {_TRIES} times on row {row.id} ({reason})")
+
+    def _refusal(self, status: int, row: Row) -> str:
+        """What a status means that will not pass, and what to do."""
+        if status in (401, 403):
+            return "refuses the key" if self._key else f"wants a key, and none was sent: {self._key_name} is not set"
+        if status == 404:
+            return "knows no such address or model; look at --teacher-url (its /v1) and --teacher-model"
+        if 300 <= status < 400:
+            return "sends you elsewhere, which is not followed; give that address as --teacher-url"
+        return f"refuses row {row.id}"
 
     def _text(self, raw: bytes, row: Row, most: int) -> tuple[str, bool]:
         try:
