@@ -112,10 +112,15 @@ def test_a_failure_half_way_keeps_what_was_paid_for(server: Server, tmp_path: Pa
 
 def test_passing_failures_are_tried_again(server: Server, tmp_path: Path) -> None:
     waits: list[float] = []
+    said: list[str] = []
     server.answer = lambda body, number: (429, {}) if number < 3 else (200, text("yes"))
     answers = Answers(tmp_path / "a.jsonl", WHOSE)
-    Endpoint(server.url, "m", parallel=1, sleep=waits.append).answer_all(rows(1), "g", 8, answers)
+    Endpoint(server.url, "m", parallel=1, sleep=waits.append, say=said.append).answer_all(rows(1), "g", 8, answers)
     assert len(answers) == 1 and waits == [2.0, 8.0]
+    assert said == [
+        "the teacher at 127.0.0.1, row r0: HTTP 429; asking again in 2 s (try 2 of 4)",
+        "the teacher at 127.0.0.1, row r0: HTTP 429; asking again in 8 s (try 3 of 4)",
+    ]
 
 
 @pytest.mark.parametrize(

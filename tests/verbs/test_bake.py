@@ -30,6 +30,10 @@ class Said(Talk):
     def __init__(self) -> None:
         super().__init__(quiet=True)
         self.lines: list[str] = []
+        self.counts: list[tuple[str, int, int]] = []
+
+    def progress(self, what: str, done: int, total: int, *args: Any, **options: Any) -> None:
+        self.counts.append((what, done, total))
 
     def say(self, text: str) -> None:
         self.lines.append(text)
@@ -153,6 +157,9 @@ def test_what_cannot_be_baked(base: Path, guide: Path, inputs: Path, tmp_path: P
         bake(options(base, long, inputs, out))
     with pytest.raises(UsageError, match="add --teacher-model"):
         bake(options(base, guide, inputs, out, teacher_url="http://127.0.0.1:9/v1"))
+    # Told before the base is loaded, or even looked for.
+    with pytest.raises(UsageError, match="give an address such as https"):
+        bake(options(tmp_path / "nosuch", guide, inputs, out, teacher_url="ftp://x/v1", teacher_model="m"))
     hollow = tmp_path / "hollow.jsonl"
     hollow.write_text('{"prompt": "a"}\n{"prompt": " "}\n')
     with pytest.raises(DataError, match="no input; fill it in"):
@@ -207,9 +214,13 @@ def test_answers_that_were_cut_off_are_no_whole_answers(
         with pytest.raises(UsageError, match="30 of 90 answers of the teacher are cut off at 4 tokens"):
             bake(options(base, guide, inputs, tmp_path / "out", **more))
         often = 10
-        result = bake(options(base, guide, inputs, tmp_path / "out", **{**more, "max_tokens": 8}))
+        talk = Said()
+        result = bake(options(base, guide, inputs, tmp_path / "out", **{**more, "max_tokens": 8}), talk=talk)
     finally:
         server.close()
+    # What was here already is not counted as done in no time.
+    counts = [found[1:] for found in talk.counts if found[0] == "the teacher's answers"]
+    assert counts[0] == (0, 30) and counts[-1] == (30, 30)
     # Asked again for the thirty, of which each tenth was cut once more.
     assert len(server.asked) == 120 and result.cut == 3 == result.to_json()["cut"]
     kept = [json.loads(line) for line in (result.folder / "teacher.jsonl").read_text("utf-8").splitlines()[1:]]

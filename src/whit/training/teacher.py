@@ -145,8 +145,12 @@ class Endpoint:
         timeout: float = 60.0,
         parallel: int = 4,
         sleep: Callable[[float], None] = time.sleep,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Raises `UsageError` for an address that is none, a key that is not set, or one that would go unencrypted."""
+        """Raises `UsageError` for an address that is none, a key that is not set, or one that would go unencrypted.
+
+        `say` is told, in a line each, what did not work and is tried again.
+        """
         try:
             parts = urlsplit(url)
             host = parts.hostname
@@ -163,7 +167,8 @@ class Endpoint:
             raise UsageError(f"--teacher-url {host}: {key_name} would travel unencrypted; use https")
         self.host = host
         self._url = url.rstrip("/") + "/chat/completions"
-        self._model, self._timeout, self._parallel, self._sleep = model, timeout, parallel, sleep
+        self._model, self._timeout, self._parallel = model, timeout, parallel
+        self._sleep, self._say = sleep, say
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
     def answer_all(
@@ -228,7 +233,10 @@ class Endpoint:
         reason = ""
         for turn in range(_TRIES):
             if turn:
-                self._sleep(min(_LONGEST_WAIT, 0.5 * 4**turn))
+                pause = min(_LONGEST_WAIT, 0.5 * 4**turn)
+                again = f"asking again in {pause:g} s (try {turn + 1} of {_TRIES})"
+                self._say(f"the teacher at {self.host}, row {row.id}: {reason}; {again}")
+                self._sleep(pause)
             request = urllib.request.Request(self._url, content, headers, method="POST")
             try:
                 with self._opener.open(request, timeout=self._timeout) as response:

@@ -21,7 +21,7 @@ from whit.settings import BakeSettings, TrainSettings
 from whit.talk import Talk
 from whit.verbs import common, runs
 from whit.verbs.baked import BakeResult, report_on, tokens_before
-from whit.verbs.teaching import compare_first, digest_of, teacher_answers, teacher_distributions
+from whit.verbs.teaching import compare_first, digest_of, open_endpoint, teacher_answers, teacher_distributions
 from whit.verbs.train import announce, plan_of, require_memory, shape_of
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     common.require_finite(settings)
     settings = common.quantised(settings)
     guide, examples = read_guide(settings.guide), read_examples(settings)
-    if settings.teacher_url and not settings.teacher_model:
-        raise UsageError("--teacher-url needs the model to ask: add --teacher-model NAME")
+    endpoint = open_endpoint(settings, talk)
     plain = as_training(settings)
     start = runs.start(plain, talk, split=lambda plain, talk: read_inputs(settings, plain, talk))
     plain = start.settings
@@ -78,7 +77,7 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     talk.say(f"teacher  {name}: {what} of {before:,} tokens")
 
     everything = [*gold_split.validation, *gold_split.train, *gold_split.test]
-    answers, cut = teacher_answers(settings, teach, guide, start.folder / ANSWERS_NAME, everything, talk)
+    answers, cut = teacher_answers(settings, endpoint, teach, guide, start.folder / ANSWERS_NAME, everything, talk)
     taught = Split(*(
         tuple(replace(row, completion=answers[row.id]) for row in part)
         for part in (gold_split.train, gold_split.validation, gold_split.test)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from whit.evaluation.scoring import Scorer
     from whit.evaluation.verdict import Comparison
     from whit.training.distil import Distributions
+    from whit.training.teacher import Endpoint
 
 MOST_CUT = 0.1  # share of answers that the limit of tokens cut off, above which nothing is baked
 _CHUNK = 64  # rows answered between two writes
@@ -35,14 +36,34 @@ def digest_of(examples: Sequence[Row]) -> str:
     return hashlib.sha256(json.dumps(said).encode()).hexdigest() if said else ""
 
 
+def open_endpoint(settings: BakeSettings, talk: Talk) -> Endpoint | None:
+    """The address that is asked, if any. Raises `UsageError` for what cannot be one; nothing is sent yet."""
+    from whit.training.teacher import Endpoint
+
+    if not settings.teacher_url:
+        return None
+    if not settings.teacher_model:
+        raise UsageError("--teacher-url needs the model to ask: add --teacher-model NAME")
+    return Endpoint(
+        settings.teacher_url, settings.teacher_model, key_name=settings.teacher_key,
+        timeout=settings.teacher_timeout, say=talk.say,
+    )  # fmt: skip
+
+
 def teacher_answers(
-    settings: BakeSettings, teach: Examiner, guide: str, path: Path, rows: Sequence[Row], talk: Talk
+    settings: BakeSettings,
+    endpoint: Endpoint | None,
+    teach: Examiner,
+    guide: str,
+    path: Path,
+    rows: Sequence[Row],
+    talk: Talk,
 ) -> tuple[dict[str, str], frozenset[str]]:
-    """The teacher's answer to each row, by id, and the ids of those that its limit of tokens cut off.
+    """The answer of `endpoint`, or of the base, to each row, by id, and the ids of those that the limit cut off.
 
     Each is kept in `path` as it comes, and given once. Raises `UsageError` where too many were cut.
     """
-    from whit.training.teacher import Answers, Endpoint
+    from whit.training.teacher import Answers
 
     whose = {"guide": hashlib.sha256(guide.encode()).hexdigest(), "most": teach.max_tokens,
              "url": settings.teacher_url, "model": settings.teacher_model or teach.base.fingerprint}  # fmt: skip
@@ -55,13 +76,11 @@ def teacher_answers(
     began = time.monotonic()
 
     def watch(done: int) -> None:
-        talk.progress("the teacher's answers", done, len(rows), time.monotonic() - began)
+        talk.progress("the teacher's answers", done - known, len(rows) - known, time.monotonic() - began)
 
-    if settings.teacher_url:
-        endpoint = Endpoint(
-            settings.teacher_url, settings.teacher_model or "", key_name=settings.teacher_key,
-            timeout=settings.teacher_timeout,
-        )  # fmt: skip
+    if known < len(rows):
+        watch(known)
+    if endpoint is not None:
         endpoint.answer_all(rows, guide, teach.max_tokens, answers, examples=teach.examples, on_done=watch)
     else:
         left = [row for row in rows if answers.get(row) is None]
