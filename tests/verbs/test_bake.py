@@ -231,6 +231,25 @@ def test_answers_that_were_cut_off_are_no_whole_answers(
     ).read_text("utf-8")
 
 
+def test_a_function_judges_gold_answers_alone(base: Path, guide: Path, inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def always(answer, row):\n    return 1.0\n", "utf-8")
+    talk = Said()
+    server = Server()
+    server.answer = lambda body, number: (200, text(f"it is {number}"))
+    more: dict[str, Any] = {"teacher_url": server.url, "teacher_model": "m", "epochs": 0.3, "evaluations": 1}
+    try:
+        score = f"{tmp_path / 'mine.py'}:always"
+        result = bake(options(base, guide, inputs, tmp_path / "out", score=score, limit=60, **more), talk=talk)
+    finally:
+        server.close()
+    assert any(
+        "judges gold answers alone; the teacher is agreed with where an answer is exactly" in x for x in talk.lines
+    )
+    assert result.card.scorer["kind"] == "exact" and "agreement is with m at" in result.card.baked
+    assert ", exactly." in result.card.baked
+    assert result.gold is not None and result.gold.base == result.gold.tuned == 1.0 > result.card.result.tuned
+
+
 def test_a_teacher_that_always_says_the_same_is_told(base: Path, guide: Path, inputs: Path, tmp_path: Path) -> None:
     server = Server()
     try:

@@ -84,6 +84,10 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     ))  # fmt: skip
     if settings.teacher_url:  # of which only the text is known, and its end would be learned
         taught = replace(taught, train=tuple(row for row in taught.train if row.id not in cut))
+    own = ":" in settings.score
+    if own:
+        use = "judges gold answers alone" if gold else "judges nothing, for there are no gold answers"
+        talk.say(f"note: {settings.score} {use}; the teacher is agreed with where an answer is exactly its own")
     examiner = Examiner(start.base, _agreement(gold, taught, settings), settings.instruction, most)
     first = compare_first(examiner, gold, gold_split, answers, talk)
     encoded = examiner.encode(taught.train, learn=True)
@@ -98,7 +102,7 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     with checkpointed(start.base, settings.checkpointing):
         trained, seeds = _train(plain, examiner, fresh, encoded, told, taught, plan, talk)
     start = replace(start, split=taught)
-    remarks = [f"Baked from {what} of {before:,} tokens; agreement is with {name}."]
+    remarks = [f"Baked from {what} of {before:,} tokens; agreement is with {name}{', exactly' * own}."]
     if cut:
         left = ", and are not learned from" if settings.teacher_url else ""
         remarks.append(f"{len(cut):,} of {len(answers):,} answers of the teacher were cut off at {most} tokens{left}.")
@@ -192,7 +196,10 @@ def _gold_scorer(settings: BakeSettings, split: Split) -> Scorer | None:
 
 
 def _agreement(gold: Scorer | None, taught: Split, settings: BakeSettings) -> Scorer:
-    """What decides whether two answers are the same: the labels' own reader, else what suits all the answers."""
+    """What decides whether two answers are the same: the labels' own reader, else what suits all the answers.
+
+    A function of the user's judges an answer, perhaps without looking at another: it cannot say whether two agree.
+    """
     from whit.evaluation.scoring import make_scorer
 
     if gold is not None and gold.labels:
