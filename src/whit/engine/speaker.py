@@ -26,7 +26,14 @@ class Speaker:
 
     def __init__(self, base: str, adapter: str | None = None) -> None:
         from whit.bases.names import resolve
+        from whit.bases.quantize import split_name
 
+        plain, method = split_name(base)
+        if method is not None:
+            raise BaseError(
+                f"{base}: the engine reads GGUF files alone, not bases that bitsandbytes quantises; leave out --engine "
+                f"wasm (an adapter of {base} is none of {plain})"
+            )
         reference = resolve(base)
         if not reference.present:
             raise BaseError(f"{base} is not on this machine yet; fetch it with: whit pull {base}")
