@@ -12,10 +12,16 @@ def test_everything_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     talk.say("hello")
     with talk.task("Loading x"):
         pass
+    talk.progress("asking", 0, 4, 10.0, every=0)
     talk.progress("training", 1, 4, 10.0, "loss 1.0", every=0)
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.splitlines() == ["hello", "Loading x …", "training 1/4  loss 1.0  10 s gone, 30 s left"]
+    assert said.err.splitlines() == [
+        "hello",
+        "Loading x …",
+        "asking 0/4  10 s gone",
+        "training 1/4  loss 1.0  10 s gone, 30 s left",
+    ]
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,14 +29,16 @@ class Talk:
         print(text, file=sys.stderr, flush=True)
 
     def progress(self, what: str, done: int, total: int, seconds: float, note: str = "", *, every: float = 5.0) -> None:
-        """Where a long piece of work is; says how much time is left."""
+        """Where a long piece of work is; says how much time is left, once some of it is done."""
         now = time.monotonic()
         finished = done >= total
         if self.quiet or (not finished and now - self._last < (0.1 if self._live else every)):
             return
         self._last = now
-        left = seconds / done * (total - done) if done else 0.0
-        line = f"{what} {done:,}/{total:,}{'  ' + note if note else ''}  {clock(seconds)} gone, {clock(left)} left"
+        left = (
+            f", {clock(seconds / done * (total - done))} left" if done else ""
+        )  # nothing done says nothing of the rest
+        line = f"{what} {done:,}/{total:,}{'  ' + note if note else ''}  {clock(seconds)} gone{left}"
         if self._live:
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
             self._open = True

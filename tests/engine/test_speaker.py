@@ -65,6 +65,18 @@ def test_the_same_answers_without_torch(tmp_path: Path) -> None:
     assert run(str(tmp_path / "lora"), *told) == wanted(Adapter.load(tmp_path / "lora")) != bare
 
 
+def test_a_quantised_base_is_refused_with_the_reason(tmp_path: Path) -> None:
+    from whit.errors import BaseError
+    from whit.evaluation.card import Card, Data, save_card
+    from whit.settings import RunSettings
+    from whit.verbs.run import run as answer
+
+    save_card(Card("tq", "tiny", 13, "eeny:nf4", "f", Data("d", "h", 1, 1, 0, 0)), tmp_path / "card.json")
+    for name in (str(tmp_path), "eeny:nf4"):  # an adapter made for one, and one alone
+        with pytest.raises(BaseError, match="eeny:nf4: the engine reads GGUF files alone, not bases that bitsandbytes"):
+            answer(RunSettings(adapter=name, prompt="a", engine="wasm"))
+
+
 @pytest.mark.parametrize("damage", ["cut", "length", "shape"])
 def test_a_damaged_lora_is_refused(tmp_path: Path, damage: str) -> None:
     from tests.web.conftest import make_lora
@@ -83,17 +95,3 @@ def test_a_damaged_lora_is_refused(tmp_path: Path, damage: str) -> None:
         weights.write_bytes(content.replace(b'"shape":[2,128]', b'"shape":[4,064]').replace(b"064", b" 64"))
     with pytest.raises(DamagedAdapter):
         Speaker("eeny", str(folder))
-
-
-def test_a_base_that_bitsandbytes_quantises_is_refused(tmp_path: Path) -> None:
-    from whit.errors import BaseError
-    from whit.evaluation.card import Card, Data, save_card
-    from whit.settings import RunSettings
-    from whit.verbs.run import run as verb
-
-    data = Data(name="d", sha256="0" * 64, rows=3, train=1, validation=1, test=1)
-    card = Card(name="a", kind="tiny", numbers=13, base="eeny:nf4", base_fingerprint="ab" * 32, data=data)
-    save_card(card, tmp_path / "card.json")
-    (tmp_path / "adapter.whit").write_bytes(b"")
-    with pytest.raises(BaseError, match=r"^eeny:nf4: the engine reads GGUF files, not .* leave out --engine wasm$"):
-        verb(RunSettings(adapter=str(tmp_path), prompt="hello", engine="wasm"))

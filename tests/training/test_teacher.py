@@ -58,8 +58,8 @@ class Server:
         self._server.server_close()
 
 
-def text(content: Any) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": content}}]}
+def text(content: Any, why: str = "stop") -> dict[str, Any]:
+    return {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": why}]}
 
 
 @pytest.fixture
@@ -112,32 +112,49 @@ def test_a_failure_half_way_keeps_what_was_paid_for(server: Server, tmp_path: Pa
 
 def test_passing_failures_are_tried_again(server: Server, tmp_path: Path) -> None:
     waits: list[float] = []
+    said: list[str] = []
     server.answer = lambda body, number: (429, {}) if number < 3 else (200, text("yes"))
     answers = Answers(tmp_path / "a.jsonl", WHOSE)
-    Endpoint(server.url, "m", parallel=1, sleep=waits.append).answer_all(rows(1), "g", 8, answers)
+    Endpoint(server.url, "m", parallel=1, sleep=waits.append, say=said.append).answer_all(rows(1), "g", 8, answers)
     assert len(answers) == 1 and waits == [2.0, 8.0]
+    assert said == [
+        "the teacher at 127.0.0.1, row r0: HTTP 429; asking again in 2 s (try 2 of 4)",
+        "the teacher at 127.0.0.1, row r0: HTTP 429; asking again in 8 s (try 3 of 4)",
+    ]
 
 
 @pytest.mark.parametrize(
     ("status", "body", "error", "said"),
     [
-        (401, {}, UsageError, "refuses the key"),
-        (404, {}, UsageError, r"refuses row r0 \(HTTP 404\)"),
-        (302, {}, UsageError, r"refuses row r0 \(HTTP 302\)"),
+        (401, {}, UsageError, r"wants a key, and none was sent: OPENAI_API_KEY is not set \(HTTP 401\)"),
+        (404, {}, UsageError, r"look at --teacher-url \(its /v1\) and --teacher-model \(HTTP 404\)"),
+        (302, {}, UsageError, r"sends you elsewhere, which is not followed; .* \(HTTP 302\)"),
+        (400, {}, UsageError, r"refuses row r0 \(HTTP 400\)"),
         (200, {"error": "no"}, TrainingError, "gave no chat completion to row r0"),
         (200, b"<html>", TrainingError, "gave no chat completion"),
         (200, text(None), TrainingError, "gave an empty answer"),
         (200, text("  "), TrainingError, "gave an empty answer"),
+        (200, text("", "length"), TrainingError, "row r0: it was cut off at 8 tokens; raise --max-tokens"),
+        (200, {"choices": ["no"]}, TrainingError, "gave no chat completion"),
         (200, b"[" * 100_000, TrainingError, "gave no chat completion"),
         (200, b'"' + b"x" * 5_000_000 + b'"', TrainingError, "gave no chat completion"),
     ],
 )
 def test_answers_that_are_none(
-    server: Server, tmp_path: Path, status: int, body: Any, error: type[Exception], said: str
-) -> None:
+    server: Server, tmp_path: Path, status: int, body: Any, error: type[Exception], said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     server.answer = lambda sent, number: (status, body)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=said) as told:
         endpoint(server).answer_all(rows(2), "g", 8, Answers(tmp_path / "a.jsonl", WHOSE))
+    # No answer came, so that no file was written.
+    assert "are kept" not in str(told.value) and not (tmp_path / "a.jsonl").exists()
+    if status == 401:
+        monkeypatch.setenv("OPENAI_API_KEY", "secret-1")
+        with pytest.raises(error, match="refuses the key") as told:
+            endpoint(server).answer_all(rows(2), "g", 8, Answers(tmp_path / "a.jsonl", WHOSE))
+        assert "secret-1" not in str(told.value)
 
 
 def test_a_slow_teacher_and_one_that_is_not_there(server: Server, tmp_path: Path) -> None:
@@ -164,7 +181,10 @@ def test_a_key_is_never_sent_unencrypted(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match="SOME_KEY would travel unencrypted; use https") as told:
         Endpoint("http://example.org/v1", "m", key_name="SOME_KEY")
     assert "secret-1" not in str(told.value)
-    Endpoint("http://example.org/v1", "m", key_name="NO_SUCH_KEY")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    Endpoint("http://example.org/v1", "m")
+    with pytest.raises(UsageError, match="--teacher-key NO_SUCH_KEY: there is no such variable, or it is empty"):
+        Endpoint("https://example.org/v1", "m", key_name="NO_SUCH_KEY")
 
 
 def test_answers_of_another_teacher_are_refused(tmp_path: Path) -> None:
@@ -172,6 +192,24 @@ def test_answers_of_another_teacher_are_refused(tmp_path: Path) -> None:
     Answers(path, WHOSE).add(rows(1)[0], "yes")
     with pytest.raises(TrainingError, match="of another teacher, instruction or limit"):
         Answers(path, {**WHOSE, "guide": "h"})
+
+
+def test_answers_that_the_limit_cut_off_are_asked_for_again_under_a_higher_one(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    server.answer = lambda body, number: (200, text("so far", "length") if number == 2 else text("whole"))
+    answers = Answers(path, WHOSE)
+    endpoint(server).answer_all(rows(4), "g", 8, answers)
+    assert [answers.cut(row) for row in rows(4)] == [Answers(path, WHOSE).cut(row) for row in rows(4)]
+    assert [answers.cut(row) for row in rows(4)] == [False, True, False, False]
+    higher = {**WHOSE, "most": 16}
+    again = Answers(path, higher)
+    assert len(again) == 3 and again.get(rows(4)[1]) is None
+    endpoint(server).answer_all(rows(4), "g", 16, again)
+    assert len(server.asked) == 5 and server.asked[-1]["max_tokens"] == 16
+    kept = Answers(path, higher)
+    assert [kept.get(row) for row in rows(4)] == ["whole"] * 4 and not any(kept.cut(row) for row in rows(4))
+    with pytest.raises(TrainingError, match="of another teacher, instruction or limit"):
+        Answers(path, WHOSE)
 
 
 def test_a_line_that_a_kill_cut_short_is_written_over(tmp_path: Path) -> None:

@@ -90,6 +90,51 @@ def test_it_finds_the_same_again(found: tuple[CheckResult, Path], noisy: Path, a
     assert [one.row.id for one in again.worst] == [one.row.id for one in first.worst]
 
 
+def test_labels_that_were_changed_since_are_noticed(
+    noisy: Path, adapter: Path, tmp_path: Path, found: tuple[CheckResult, Path]
+) -> None:
+    first = found[0].influence
+    assert first is not None and first.notes == ()
+    rows = [json.loads(line) for line in noisy.read_text("utf-8").splitlines()]
+    other = {"card": "cash", "cash": "card"}
+    row = next(row for row in rows if row["id"] == first.worst[0].row.id)
+    row["completion"] = other[row["completion"]]
+    mended = tmp_path / noisy.name
+    mended.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    again = whit.check(mended, influence=True, adapter=str(adapter), retrain=False, threads=1).influence
+    assert again is not None and len(again.notes) == 1 and "their SHA-256 is another" in again.to_text()
+
+
+def test_what_is_not_retrained_is_said(
+    noisy: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[CheckResult, Path]
+) -> None:
+    import shutil
+
+    from whit.evaluation.causes import Cause, Causes
+    from whit.verbs import influence
+
+    def scored(*given: Any) -> list[Any]:
+        raise AssertionError("the held-out rows were answered, though nothing is retrained")
+
+    first = found[0].influence
+    assert first is not None and first.notes == ()
+    monkeypatch.setattr(influence, "_scores", scored)
+    copy = tmp_path / "copy"
+    shutil.copytree(adapter, copy)
+    save_card(replace(load_card(copy / "card.json"), kind="sparse"), copy / "card.json")
+    sparse = whit.check(noisy, influence=True, adapter=str(copy), threads=1).influence
+    assert sparse is not None and sparse.retrained is None
+    assert "note: nothing was retrained: the weights of a sparse adapter are chosen anew" in sparse.to_text()
+    monkeypatch.setattr(Causes, "of", lambda *given: Cause("unclear", "none"))
+    unclear = whit.check(noisy, influence=True, adapter=str(adapter), threads=1).influence
+    assert unclear is not None and unclear.retrained is None and unclear.removed == ()
+    assert unclear.to_json()["notes"] == [
+        "nothing was retrained: none of these rows has a likely cause, so that none would be left out"
+    ]
+    asked = whit.check(noisy, influence=True, adapter=str(adapter), retrain=False, threads=1).influence
+    assert asked is not None and asked.notes == ()
+
+
 def test_other_rows_and_other_adapters_are_refused(
     noisy: Path, adapter: Path, tmp_path: Path, trained: Callable[[str], Any]
 ) -> None:
@@ -125,6 +170,9 @@ def test_a_card_runs_no_code_and_is_checked(noisy: Path, adapter: Path, tmp_path
         whit.check(noisy, influence=True, adapter=str(copy))
     with_settings(reward=["exact"])
     with pytest.raises(AdapterError, match="learned the rows' own answers"):
+        whit.check(noisy, influence=True, adapter=str(copy))
+    save_card(replace(card, baked="Baked from an instruction of 9 tokens."), copy / "card.json")
+    with pytest.raises(AdapterError, match="learned the rows' own answers; this one was baked"):
         whit.check(noisy, influence=True, adapter=str(copy))
 
 

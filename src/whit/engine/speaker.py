@@ -28,10 +28,11 @@ class Speaker:
         from whit.bases.names import resolve
         from whit.bases.quantize import split_name
 
-        if split_name(base)[1]:
+        plain, method = split_name(base)
+        if method is not None:
             raise BaseError(
-                f"{base}: the engine reads GGUF files, not bases that bitsandbytes quantises when they are loaded; "
-                "leave out --engine wasm"
+                f"{base}: the engine reads GGUF files alone, not bases that bitsandbytes quantises; leave out --engine "
+                f"wasm (an adapter of {base} is none of {plain})"
             )
         reference = resolve(base)
         if not reference.present:

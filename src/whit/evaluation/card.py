@@ -68,7 +68,8 @@ class Card:
 
     `scorer` is a scorer's state (`restore_scorer`). `result` compares the adapter with the base on the
     held-out rows; each of `baselines`, by name, compares the adapter with that baseline on the same
-    rows: the baseline's own score is its `base`. `settings` are the training's, as plain values.
+    rows: the baseline's own score is its `base`. `settings` are the training's, as plain values. `baked`
+    says what `whit bake` made it from and what it found; "" where the rows' own answers were learned.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Card:
     cost: Cost | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+    baked: str = ""
     created: str = ""
 
     @property
@@ -239,6 +241,8 @@ def _body(card: Card) -> str:
         parts.append(_limits(card.result))
     if card.instruction:
         parts += ["## The instruction it was tuned with", _fenced(card.instruction)]
+    if card.baked:
+        parts += ["## What was baked", _markdown(card.baked)]
     shown = re.sub(r"[^\w.\-]", "-", card.name) or "adapter"
     parts += ["## Use", _fenced(f'whit run {shown} "your text"\nwhit eval {shown} your-rows.jsonl', "sh")]
     parts += ["## How it was made", _facts(card)]

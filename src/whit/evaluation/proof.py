@@ -69,12 +69,13 @@ class Examiner:
         encoded: Sequence[Encoded],
         bound: Bound | None = None,
         on_done: Callable[[int], None] | None = None,
+        on_stop: Callable[[int, int], None] | None = None,
     ) -> list[str]:
-        """The texts that base (and adapter) answer with, greedily."""
+        """The texts that base (and adapter) answer with, greedily; `on_stop` as in `Decoder.answers`."""
         from whit.evaluation.decoding import Decoder
 
         prompts = [item.prompt_ids for item in encoded]
-        ids = Decoder(self.base, bound).answers(prompts, most=self.max_tokens, on_done=on_done)
+        ids = Decoder(self.base, bound).answers(prompts, most=self.max_tokens, on_done=on_done, on_stop=on_stop)
         return [self.base.decode(found) for found in ids]
 
     def score(self, answers: Sequence[str], rows: Sequence[Row]) -> list[Score]:

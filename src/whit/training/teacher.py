@@ -22,22 +22,28 @@ from urllib.parse import urlsplit
 
 from whit.data.rows import Row
 from whit.errors import StorageError, TrainingError, UsageError
+from whit.files import atomic_write
 
 _LARGEST = 4_000_000  # bytes of one answer's JSON
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _TRIES = 4
 _LONGEST_WAIT = 30.0  # seconds between two tries
+KEY = "OPENAI_API_KEY"  # the variable that holds the key, where none is named
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class Answers:
-    """Answers by row, in a file at `path`. `whose` says which teacher gives them, with what instruction and limits."""
+    """Answers by row, in a file at `path`. `whose` says which teacher gives them, with what instruction and limits.
+
+    Where its limit `most` was raised since, the answers that the old one did not cut off are kept.
+    """
 
     def __init__(self, path: Path, whose: dict[str, Any]) -> None:
         """Reads what is there. Raises `TrainingError` for a file of another teacher."""
         self.path = path
         self._head = json.dumps(whose, sort_keys=True)
         self._found: dict[str, str] = {}
+        self._cut: set[str] = set()
         self._size = 0
         if path.is_file():
             self._read()
@@ -49,11 +55,16 @@ class Answers:
         """The row's answer, if it was given."""
         return self._found.get(_key(row))
 
-    def add(self, row: Row, answer: str) -> None:
+    def cut(self, row: Row) -> bool:
+        """Whether the limit of tokens cut the row's answer off."""
+        return _key(row) in self._cut
+
+    def add(self, row: Row, answer: str, *, cut: bool = False) -> None:
         """Keep an answer, on the disk before this returns. Raises `StorageError`."""
         lines = "" if self._size else self._head + "\n"
         # The prompt is kept as a hash: the file may lie beside the adapter, which is shared.
-        lines += json.dumps({"row": _key(row), "answer": answer}, ensure_ascii=False) + "\n"
+        item = {"row": _key(row), "answer": answer, **({"cut": True} if cut else {})}
+        lines += json.dumps(item, ensure_ascii=False) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("r+b" if self._size else "wb") as handle:
@@ -66,26 +77,49 @@ class Answers:
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}; answers so far are kept in it") from error
         self._found[_key(row)] = answer
+        if cut:
+            self._cut.add(_key(row))
 
     def _read(self) -> None:
         content = self.path.read_bytes()
+        whole, raised = [self._head.encode() + b"\n"], False
         for number, line in enumerate(content.splitlines(keepends=True)):
             if not line.endswith(b"\n"):
                 break  # cut short: the process was killed while it wrote
             if number == 0 and line.decode("utf-8", "replace").strip() != self._head:
-                raise TrainingError(
-                    f"{self.path}: these answers are of another teacher, instruction or limit; remove the file to ask "
-                    "again, or choose another --out"
-                )
+                raised = self._is_raised(line)
+                if not raised:
+                    raise TrainingError(
+                        f"{self.path}: these answers are of another teacher, instruction or limit; remove the file to "
+                        "ask again, or choose another --out"
+                    )
             if number:
                 try:
                     item = json.loads(line.decode("utf-8", "surrogatepass"))
+                    cut = bool(item.get("cut"))
+                    if cut and raised:
+                        continue
                     self._found[str(item["row"])] = str(item["answer"])
-                except (ValueError, KeyError, TypeError) as error:
+                    whole.append(line)
+                    if cut:
+                        self._cut.add(str(item["row"]))
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise TrainingError(
                         f"{self.path}, line {number + 1}: damaged ({error}); remove that line"
                     ) from error
             self._size += len(line)
+        if raised:
+            atomic_write(self.path, b"".join(whole))
+            self._size = sum(map(len, whole))
+
+    def _is_raised(self, line: bytes) -> bool:
+        """Whether a file's first line is this one's but for a lower limit."""
+        mine = json.loads(self._head)
+        try:
+            other = json.loads(line)
+            return bool({**other, "most": mine["most"]} == mine and other["most"] < mine["most"])
+        except (ValueError, KeyError, TypeError):
+            return False
 
 
 def _key(row: Row) -> str:
@@ -107,12 +141,16 @@ class Endpoint:
         url: str,
         model: str,
         *,
-        key_name: str = "OPENAI_API_KEY",
+        key_name: str = KEY,
         timeout: float = 60.0,
         parallel: int = 4,
         sleep: Callable[[float], None] = time.sleep,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Raises `UsageError` for an address that is none, or that would send a key unencrypted."""
+        """Raises `UsageError` for an address that is none, a key that is not set, or one that would go unencrypted.
+
+        `say` is told, in a line each, what did not work and is tried again.
+        """
         try:
             parts = urlsplit(url)
             host = parts.hostname
@@ -120,12 +158,17 @@ class Endpoint:
             host = None
         if host is None or parts.scheme not in ("http", "https"):
             raise UsageError(f"--teacher-url {url[:80]}: give an address such as https://api.example.org/v1")
-        self._key = os.environ.get(key_name, "")
+        self._key, self._key_name = os.environ.get(key_name, ""), key_name
+        if key_name != KEY and not self._key:
+            raise UsageError(
+                f"--teacher-key {key_name}: there is no such variable, or it is empty; export {key_name}=…"
+            )
         if parts.scheme == "http" and host not in _LOCAL and self._key:
             raise UsageError(f"--teacher-url {host}: {key_name} would travel unencrypted; use https")
         self.host = host
         self._url = url.rstrip("/") + "/chat/completions"
-        self._model, self._timeout, self._parallel, self._sleep = model, timeout, parallel, sleep
+        self._model, self._timeout, self._parallel = model, timeout, parallel
+        self._sleep, self._say = sleep, say
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
     def answer_all(
@@ -148,7 +191,7 @@ class Endpoint:
         for example in examples:
             messages += [{"role": turn.role, "content": turn.content} for turn in example.turns]
             messages.append({"role": "assistant", "content": example.completion})
-        running: dict[Future[str], Row] = {}
+        running: dict[Future[tuple[str, bool]], Row] = {}
         failure: Exception | None = None
         with ThreadPoolExecutor(self._parallel) as pool:
             while True:
@@ -163,19 +206,19 @@ class Endpoint:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     row = running.pop(future)
                     try:
-                        answers.add(row, future.result())
+                        text, cut = future.result()
+                        answers.add(row, text, cut=cut)
                     except (TrainingError, UsageError) as error:
                         failure = failure or error
                     if on_done:
                         on_done(sum(answers.get(one) is not None for one in rows))
         if failure is not None:
             kept = sum(answers.get(row) is not None for row in rows)
-            raise type(failure)(
-                f"{failure}; {kept:,} of {len(rows):,} answers are kept in {answers.path}, and the same command asks "
-                "only for the others"
-            ) from failure
+            here = f"{kept:,} of {len(rows):,} answers are kept in {answers.path}, and the same command asks only for"
+            raise type(failure)(f"{failure}; {here} the others" if kept else str(failure)) from failure
 
-    def _ask(self, row: Row, before: list[dict[str, str]], most: int) -> str:
+    def _ask(self, row: Row, before: list[dict[str, str]], most: int) -> tuple[str, bool]:
+        """The answer, and whether the limit of tokens cut it off."""
         turns = [{"role": turn.role, "content": turn.content} for turn in row.turns]
         body = {
             "model": self._model,
@@ -190,17 +233,20 @@ class Endpoint:
         reason = ""
         for turn in range(_TRIES):
             if turn:
-                self._sleep(min(_LONGEST_WAIT, 0.5 * 4**turn))
+                pause = min(_LONGEST_WAIT, 0.5 * 4**turn)
+                again = f"asking again in {pause:g} s (try {turn + 1} of {_TRIES})"
+                self._say(f"the teacher at {self.host}, row {row.id}: {reason}; {again}")
+                self._sleep(pause)
             request = urllib.request.Request(self._url, content, headers, method="POST")
             try:
                 with self._opener.open(request, timeout=self._timeout) as response:
                     raw = response.read(_LARGEST + 1)
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code}"
-                if error.code in (401, 403):
-                    raise UsageError(f"the teacher at {self.host} refuses the key ({reason})") from None
                 if error.code not in _AGAIN:
-                    raise UsageError(f"the teacher at {self.host} refuses row {row.id} ({reason})") from None
+                    raise UsageError(
+                        f"the teacher at {self.host} {self._refusal(error.code, row)} ({reason})"
+                    ) from None
                 continue
             except TimeoutError:
                 reason = f"no answer within {self._timeout:g} s"
@@ -209,16 +255,28 @@ class Endpoint:
                 cause = getattr(error, "reason", error)
                 reason = f"no answer within {self._timeout:g} s" if isinstance(cause, TimeoutError) else "no connection"
                 continue
-            return self._text(raw, row)
+            return self._text(raw, row, most)
         raise TrainingError(f"the teacher at {self.host} failed {_TRIES} times on row {row.id} ({reason})")
 
-    def _text(self, raw: bytes, row: Row) -> str:
+    def _refusal(self, status: int, row: Row) -> str:
+        """What a status means that will not pass, and what to do."""
+        if status in (401, 403):
+            return "refuses the key" if self._key else f"wants a key, and none was sent: {self._key_name} is not set"
+        if status == 404:
+            return "knows no such address or model; look at --teacher-url (its /v1) and --teacher-model"
+        if 300 <= status < 400:
+            return "sends you elsewhere, which is not followed; give that address as --teacher-url"
+        return f"refuses row {row.id}"
+
+    def _text(self, raw: bytes, row: Row, most: int) -> tuple[str, bool]:
         try:
             if len(raw) > _LARGEST:
                 raise ValueError
-            text = json.loads(raw)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            choice = json.loads(raw)["choices"][0]
+            text, cut = choice["message"]["content"], choice.get("finish_reason") == "length"
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise TrainingError(f"the teacher at {self.host} gave no chat completion to row {row.id}") from None
         if not isinstance(text, str) or not text.strip():
-            raise TrainingError(f"the teacher at {self.host} gave an empty answer to row {row.id}")
-        return text.strip()
+            why = f": it was cut off at {most} tokens; raise --max-tokens" if cut else ""
+            raise TrainingError(f"the teacher at {self.host} gave an empty answer to row {row.id}{why}")
+        return text.strip(), cut

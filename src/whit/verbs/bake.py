@@ -9,8 +9,6 @@ saw: does the adapter answer as the teacher does, more often than the bare base?
 from __future__ import annotations
 
 import hashlib
-import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,7 +20,8 @@ from whit.errors import DataError, UsageError
 from whit.settings import BakeSettings, TrainSettings
 from whit.talk import Talk
 from whit.verbs import common, runs
-from whit.verbs.baked import BakeResult, report_on, tokens_before, with_command
+from whit.verbs.baked import BakeResult, report_on, tokens_before
+from whit.verbs.teaching import compare_first, digest_of, open_endpoint, teacher_answers, teacher_distributions
 from whit.verbs.train import announce, plan_of, require_memory, shape_of
 
 if TYPE_CHECKING:
@@ -31,14 +30,11 @@ if TYPE_CHECKING:
     from whit.data.templates import Encoded
     from whit.evaluation.proof import Examiner
     from whit.evaluation.scoring import Scorer
-    from whit.evaluation.verdict import Comparison
     from whit.training.distil import Distributions
     from whit.training.loop import Trained
     from whit.training.sft import Plan
 
 ANSWERS_NAME = "teacher.jsonl"
-_CHUNK = 64  # rows answered between two writes
-_FIRST = 200  # rows with gold answers on which teacher and base are compared before training
 _LARGEST_GUIDE = 1_000_000  # bytes
 
 
@@ -52,8 +48,7 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     common.require_finite(settings)
     settings = common.quantised(settings)
     guide, examples = read_guide(settings.guide), read_examples(settings)
-    if settings.teacher_url and not settings.teacher_model:
-        raise UsageError("--teacher-url needs the model to ask: add --teacher-model NAME")
+    endpoint = open_endpoint(settings, talk)
     plain = as_training(settings)
     start = runs.start(plain, talk, split=lambda plain, talk: read_inputs(settings, plain, talk))
     plain = start.settings
@@ -82,27 +77,38 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     talk.say(f"teacher  {name}: {what} of {before:,} tokens")
 
     everything = [*gold_split.validation, *gold_split.train, *gold_split.test]
-    answers = teacher_answers(settings, teach, guide, start.folder / ANSWERS_NAME, everything, talk)
+    answers, cut = teacher_answers(settings, endpoint, teach, guide, start.folder / ANSWERS_NAME, everything, talk)
     taught = Split(*(
         tuple(replace(row, completion=answers[row.id]) for row in part)
         for part in (gold_split.train, gold_split.validation, gold_split.test)
     ))  # fmt: skip
+    if settings.teacher_url:  # of which only the text is known, and its end would be learned
+        taught = replace(taught, train=tuple(row for row in taught.train if row.id not in cut))
+    own = ":" in settings.score
+    if own:
+        use = "judges gold answers alone" if gold else "judges nothing, for there are no gold answers"
+        talk.say(f"note: {settings.score} {use}; the teacher is agreed with where an answer is exactly its own")
     examiner = Examiner(start.base, _agreement(gold, taught, settings), settings.instruction, most)
     first = compare_first(examiner, gold, gold_split, answers, talk)
     encoded = examiner.encode(taught.train, learn=True)
     fresh, numbers, kind, payload = shape_of(plain, start.base)
     plan = plan_of(plain, kind, start.base, len(encoded), start.run, start.state)
     start.size(talk, kind, numbers, payload)
-    told = None if settings.teacher_url else _distributions(settings, teach, taught.train, start.state, start.run, talk)
+    told = None
+    if not settings.teacher_url:
+        told = teacher_distributions(settings, teach, taught.train, start.state, start.run, talk)
     require_memory(plain, start.base, encoded, plan, numbers, talk)
     announce(talk, plain, start.base, examiner, plan, encoded)
     with checkpointed(start.base, settings.checkpointing):
         trained, seeds = _train(plain, examiner, fresh, encoded, told, taught, plan, talk)
     start = replace(start, split=taught)
-    remarks = [f"Baked from {what} of {before:,} tokens; agreement is with {name}."]
-    card = start.end(examiner, trained, seeds, talk, remarks=remarks)
-    card = with_command(card, settings, start.folder)
-    return report_on(settings, start, card, trained, teach, examiner, gold, gold_split, answers, first, name, talk)
+    remarks = [f"Baked from {what} of {before:,} tokens; agreement is with {name}{', exactly' * own}."]
+    if cut:
+        left = ", and are not learned from" if settings.teacher_url else ""
+        remarks.append(f"{len(cut):,} of {len(answers):,} answers of the teacher were cut off at {most} tokens{left}.")
+    return report_on(
+        settings, start, trained, seeds, teach, examiner, gold, gold_split, answers, cut, first, name, remarks, talk
+    )  # fmt: skip
 
 
 def read_guide(path: Path) -> str:
@@ -128,12 +134,6 @@ def read_examples(settings: BakeSettings) -> tuple[Row, ...]:
         settings.examples, prompt_column=settings.prompt_column, completion_column=settings.completion_column
     ).rows
     return tuple(found)
-
-
-def digest_of(examples: Sequence[Row]) -> str:
-    """What examples are known by; "" where there are none."""
-    said = [[*((turn.role, turn.content) for turn in row.turns), row.completion] for row in examples]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest() if said else ""
 
 
 def as_training(settings: BakeSettings) -> TrainSettings:
@@ -187,67 +187,6 @@ def read_inputs(settings: BakeSettings, plain: TrainSettings, talk: Talk) -> Spl
     return Split(*(tuple(replace(row, completion=gold[row.id]) for row in part) for part in parts))
 
 
-def teacher_answers(
-    settings: BakeSettings, teach: Examiner, guide: str, path: Path, rows: Sequence[Row], talk: Talk
-) -> dict[str, str]:
-    """The teacher's answer to each row, by id; each is kept in `path` as it comes, and given once."""
-    from whit.training.teacher import Answers, Endpoint
-
-    whose = {"guide": hashlib.sha256(guide.encode()).hexdigest(), "most": teach.max_tokens,
-             "url": settings.teacher_url, "model": settings.teacher_model or teach.base.fingerprint}  # fmt: skip
-    if teach.examples:
-        whose["examples"] = digest_of(teach.examples)
-    answers = Answers(path, whose)
-    known = sum(answers.get(row) is not None for row in rows)
-    if known:
-        talk.say(f"{known:,} of {len(rows):,} answers of the teacher are here already: {path}")
-    began = time.monotonic()
-
-    def watch(done: int) -> None:
-        talk.progress("the teacher's answers", done, len(rows), time.monotonic() - began)
-
-    if settings.teacher_url:
-        endpoint = Endpoint(
-            settings.teacher_url, settings.teacher_model or "", key_name=settings.teacher_key,
-            timeout=settings.teacher_timeout,
-        )  # fmt: skip
-        endpoint.answer_all(rows, guide, teach.max_tokens, answers, examples=teach.examples, on_done=watch)
-    else:
-        left = [row for row in rows if answers.get(row) is None]
-        for start in range(0, len(left), _CHUNK):
-            some = left[start : start + _CHUNK]
-            for row, answer in zip(some, teach.answer(teach.encode(some)), strict=True):
-                answers.add(row, answer.strip())
-            watch(len(rows) - len(left) + start + len(some))
-    found = {row.id: answers.get(row) or "" for row in rows}
-    if len(set(found.values())) == 1:
-        raise DataError(
-            f"the teacher gives every input the answer {next(iter(found.values()))[:40]!r}: nothing to bake"
-        )
-    return found
-
-
-def compare_first(
-    examiner: Examiner, gold: Scorer | None, split: Split, answers: dict[str, str], talk: Talk
-) -> Comparison | None:
-    """Bare base and teacher on gold answers, before training; told where the teacher is no better."""
-    from whit.evaluation.verdict import compare
-
-    rows = [row for row in (*split.validation, *split.train) if row.completion][:_FIRST]
-    if gold is None or not rows:
-        talk.say("note: no gold answers in the inputs, so that the teacher itself cannot be judged")
-        return None
-    with talk.task(f"Is the teacher better than the bare base? {len(rows):,} rows"):
-        bare = examiner.answer(examiner.encode(rows))
-    before = [gold.score(answer, row) for answer, row in zip(bare, rows, strict=True)]
-    after = [gold.score(answers[row.id], row) for row in rows]
-    found = compare(before, after, graded=gold.graded)
-    talk.say(f"teacher {100 * found.tuned:.1f}, bare base {100 * found.base:.1f} on gold answers")
-    if str(found.verdict) != "helped":
-        talk.say("! the teacher is not shown to be better than the bare base: there may be nothing worth baking")
-    return found
-
-
 def _gold_scorer(settings: BakeSettings, split: Split) -> Scorer | None:
     from whit.evaluation.scoring import make_scorer
 
@@ -257,7 +196,10 @@ def _gold_scorer(settings: BakeSettings, split: Split) -> Scorer | None:
 
 
 def _agreement(gold: Scorer | None, taught: Split, settings: BakeSettings) -> Scorer:
-    """What decides whether two answers are the same: the labels' own reader, else what suits all the answers."""
+    """What decides whether two answers are the same: the labels' own reader, else what suits all the answers.
+
+    A function of the user's judges an answer, perhaps without looking at another: it cannot say whether two agree.
+    """
     from whit.evaluation.scoring import make_scorer
 
     if gold is not None and gold.labels:
@@ -273,32 +215,6 @@ def _require_fits(settings: BakeSettings, tokens: int, base: Base) -> None:
             f"{settings.guide}: {tokens:,} tokens leave no room in {base.name}'s context of {base.context:,}; shorten "
             "it, or let another model read it with --teacher-url"
         )
-
-
-def _distributions(
-    settings: BakeSettings, teach: Examiner, rows: Sequence[Row], state: Path, run: str, talk: Talk
-) -> list[Distributions]:
-    """The teacher's distributions at its own answers, kept in the run's state."""
-    import torch
-
-    from whit.training.checkpoint import load_checkpoint, save_checkpoint
-    from whit.training.distil import Distributions, distributions
-
-    path = state / "teacher.top"
-    kept = load_checkpoint(path, run=run) if settings.resume else None
-    if kept is not None:
-        tensors, about = kept
-        parts = zip(*(torch.split(tensors[name], about["sizes"]) for name in ("ids", "logs")), strict=True)
-        return [Distributions(ids.long(), logs) for ids, logs in parts]
-    began = time.monotonic()
-
-    def watch(done: int) -> None:
-        talk.progress("the teacher's distributions", done, len(rows), time.monotonic() - began)
-
-    found = distributions(teach.base, teach.encode(rows, learn=True), top=settings.top, on_done=watch)
-    tensors = {"ids": torch.cat([one.ids for one in found]).int(), "logs": torch.cat([one.logs for one in found])}
-    save_checkpoint(path, tensors, {"run": run, "sizes": [len(one.ids) for one in found]})
-    return found
 
 
 def _train(

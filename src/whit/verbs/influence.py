@@ -7,7 +7,7 @@ rows are too few to tell single rows apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
@@ -18,6 +18,7 @@ from whit.errors import AdapterError, DataError, UsageError
 from whit.settings import CheckSettings, TrainSettings
 from whit.talk import Talk, clock
 from whit.verbs import common
+from whit.verbs.prove import digest_of
 from whit.verbs.runs import read_and_split
 from whit.verbs.train import plan_of, shape_of, train_seeds
 
@@ -69,7 +70,7 @@ class InfluenceReport:
 
     `agreement` says how alike two halves of the validation rows rank the rows by harm; below `LEAST_AGREEMENT` they are
     too few to say what a single row does (`enough` is False), and `needed` is how many would do, None where that cannot
-    be told.
+    be told. `notes` say what else is to be known: that the rows were changed since, why nothing was retrained.
     """
 
     adapter: str
@@ -79,6 +80,7 @@ class InfluenceReport:
     needed: int | None
     worst: tuple[Suspect, ...]
     retrained: Comparison | None
+    notes: tuple[str, ...] = ()
 
     @property
     def enough(self) -> bool:
@@ -109,6 +111,7 @@ class InfluenceReport:
             "worst": [suspect.to_json() for suspect in self.worst],
             "removed": list(self.removed),
             "retrained": self.retrained.to_json() if self.retrained else None,
+            "notes": list(self.notes),
         }
 
     def to_text(self) -> str:
@@ -138,14 +141,15 @@ class InfluenceReport:
                 tuned=f"retraining without {len(self.removed):,} rows", base="training on all"
             )
             lines.append(said)
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
 def find_influence(settings: CheckSettings, problems: Sequence[Problem], talk: Talk) -> InfluenceReport:
     """Which of the rows that `settings.adapter` was trained on hurt it.
 
-    Raises `UsageError`, `AdapterError` (no card, trained by reward or for users), `DataError` (other rows than it was
-    trained on, too few validation rows), `TrainingError`.
+    Raises `UsageError`, `AdapterError` (no card, baked, trained by reward or for users), `DataError` (other rows than
+    it was trained on, too few validation rows), `TrainingError`.
     """
     if settings.adapter is None:
         raise UsageError("--influence needs the adapter that was trained on these rows: add --adapter FOLDER")
@@ -159,10 +163,18 @@ def find_influence(settings: CheckSettings, problems: Sequence[Problem], talk: T
     trained_with = settings_of(card, special.adapter, settings)
     split = read_and_split(trained_with, Talk(quiet=True))
     _require_seen(settings, split, special.folder)
+    notes = []
+    if card.data.sha256 != digest_of(split):
+        notes.append(
+            "these rows are not quite those that it was trained on (their SHA-256 is another): where answers were "
+            "changed since, what is said of them is about the new ones"
+        )
+        talk.say(f"note: {notes[0]}")
     base = common.open_base(
         special.base_name(settings.base), dtype=trained_with.dtype, threads=settings.threads, talk=talk
     )
 
+    from whit.evaluation.causes import Causes
     from whit.evaluation.proof import Examiner, longest_answer
     from whit.evaluation.scoring import make_scorer
     from whit.training.gradients import row_gradients
@@ -186,36 +198,44 @@ def find_influence(settings: CheckSettings, problems: Sequence[Problem], talk: T
         worst = order[: max(1, round(settings.share * len(order)))]
         with talk.task(f"Answers of the {len(worst):,} rows that are doubted most"):
             answers = examiner.answer(examiner.encode([split.train[at] for at in worst]), bound)
+        causes = Causes(split.train, problems, dict(zip(learned.ids, found.leverage.tolist(), strict=True)))
+        suspects = []
+        for at, answer in zip(worst, answers, strict=True):
+            row = split.train[at]
+            cause = causes.of(row, answer, scorer)
+            doubt, harm, loss = (float(part[at]) for part in (found.doubt, found.harm, learned.losses))
+            removed = cause.kind != "unclear"
+            suspects.append(Suspect(row, doubt, harm, loss, answer, cause.kind, cause.why, removed))
+        left_out = {suspect.row.id for suspect in suspects if suspect.removed}
+        why_not = _why_not(card, left_out)
+        retrain = settings.retrain and why_not is None
         # The adapter's score before, on rows that neither it nor the influence saw.
-        retrain = settings.retrain and card.kind != "sparse"
         before = _scores(examiner, split.test, bound, talk) if retrain else []
-    pulls = dict(zip(learned.ids, found.leverage.tolist(), strict=True))
-
-    from whit.evaluation.causes import Causes
-
-    causes = Causes(split.train, problems, pulls)
-    suspects = []
-    for at, answer in zip(worst, answers, strict=True):
-        row = split.train[at]
-        cause = causes.of(row, answer, scorer)
-        doubt, harm, loss = (float(part[at]) for part in (found.doubt, found.harm, learned.losses))
-        removed = cause.kind != "unclear"
-        suspects.append(Suspect(row, doubt, harm, loss, answer, cause.kind, cause.why, removed))
-    left_out = {suspect.row.id for suspect in suspects if suspect.removed}
+    if settings.retrain and why_not:
+        notes.append(why_not)
     retrained = None
-    if retrain and left_out:
+    if retrain:
         talk.say(f"training again without {len(left_out):,} rows{_as_long(card)}")
         kept = replace(split, train=tuple(row for row in split.train if row.id not in left_out))
         retrained = _retrain(trained_with, examiner, kept, before, talk)
     enough = found.agreement >= LEAST_AGREEMENT
     needed = None if enough else rows_wanted(found.agreement, len(judges), least=LEAST_AGREEMENT)
     return InfluenceReport(
-        settings.adapter, len(split.train), len(judges), found.agreement, needed, tuple(suspects), retrained
+        settings.adapter,
+        len(split.train),
+        len(judges),
+        found.agreement,
+        needed,
+        tuple(suspects),
+        retrained,
+        tuple(notes),
     )
 
 
 def settings_of(card: Card, adapter: Adapter, settings: CheckSettings) -> TrainSettings:
     """The settings of the card's adapter, on `settings.data`. Raises `AdapterError`, `UsageError`."""
+    if card.baked:
+        raise AdapterError("--influence works on adapters that learned the rows' own answers; this one was baked")
     hints = get_type_hints(TrainSettings)
     given: dict[str, Any] = {}
     for name, value in card.settings.items():
@@ -262,6 +282,15 @@ def _require_seen(settings: CheckSettings, split: Split, folder: Path) -> None:
             f"{settings.data}: {settings.adapter} was trained on {count:,} of these {len(split.train):,} rows; give the"
             " file that it was trained on"
         )
+
+
+def _why_not(card: Card, left_out: Collection[str]) -> str | None:
+    """Why nothing is trained again; None where it is."""
+    if not left_out:
+        return "nothing was retrained: none of these rows has a likely cause, so that none would be left out"
+    if card.kind == "sparse":
+        return "nothing was retrained: the weights of a sparse adapter are chosen anew by whit train alone"
+    return None
 
 
 def _scores(examiner: Examiner, rows: Sequence[Row], bound: Any, talk: Talk) -> list[Any]:

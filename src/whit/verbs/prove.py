@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from whit.evaluation.report import Extra, System
     from whit.training.loop import Trained
 
+_UNSAID = ("resume", "out", "ray", "stop", "teacher_key")  # options that a card's command leaves out
+
 
 def prove(
     settings: TrainSettings,
@@ -40,8 +42,12 @@ def prove(
     *,
     extras: Sequence[Extra] = (),
     remarks: Sequence[str] = (),
+    last: Callable[[Card, System, System], tuple[Card, Sequence[Extra]]] | None = None,
 ) -> Card:
-    """Answer the held-out rows with every system; write card, report and answers; the card."""
+    """Answer the held-out rows with every system; write card, report and answers; the card.
+
+    `last` is given the card, base and adapter, and says what is to be added to card and report.
+    """
     from whit.evaluation.proof import changed_nothing, forgetting
     from whit.evaluation.report import Point, Report, save_report
     from whit.evaluation.verdict import compare
@@ -61,6 +67,9 @@ def prove(
     result = compare(bare.scores, tuned.scores, graded=graded, seed=settings.seed)
     against = {other.name: compare(other.scores, tuned.scores, graded=graded, seed=settings.seed) for other in others}
     card = _card(settings, examiner, split, trained, seeds, folder, result, against, kept)
+    if last is not None:
+        card, more = last(card, bare, tuned)
+        extras = [*extras, *more]
     report = Report(
         card=card,
         rows=rows,
@@ -161,9 +170,6 @@ def _card(
     from whit.evaluation.card import Card, Cost, Data
 
     base, adapter = examiner.base, trained.adapter
-    digest = hashlib.sha256()
-    for row in (*split.train, *split.validation, *split.test):
-        digest.update(f"{row.id}\0{row.prompt}\0{row.completion}\n".encode())
     everything = len(split.train) + len(split.validation) + len(split.test)
     return Card(
         name=folder.resolve().name,
@@ -173,7 +179,7 @@ def _card(
         base_fingerprint=base.fingerprint,
         data=Data(
             name=settings.data.name,
-            sha256=digest.hexdigest(),
+            sha256=digest_of(split),
             rows=everything,
             train=len(split.train),
             validation=len(split.validation),
@@ -206,6 +212,14 @@ def _card(
     )
 
 
+def digest_of(split: Split) -> str:
+    """SHA-256 of the rows, answers included, by which a card knows them."""
+    digest = hashlib.sha256()
+    for row in (*split.train, *split.validation, *split.test):
+        digest.update(f"{row.id}\0{row.prompt}\0{row.completion}\n".encode())
+    return digest.hexdigest()
+
+
 def _published(settings: TrainSettings) -> dict[str, Any]:
     """The settings for a card: the same wherever the files lay, and however often the run was resumed."""
     plain = {key: value for key, value in as_plain(settings).items() if key not in ("out", "resume", "ray", "stop")}
@@ -216,12 +230,17 @@ def _published(settings: TrainSettings) -> dict[str, Any]:
 
 def command_of(settings: TrainSettings) -> str:
     """The command line that gives these settings; file names without their folders."""
+    return shlex.join(["whit", "train", settings.data.name, *flags_of(settings)])
+
+
+def flags_of(settings: Any) -> list[str]:
+    """The options that are not as by default, as they are written."""
     from dataclasses import fields
 
-    parts = ["whit", "train", settings.data.name]
+    parts: list[str] = []
     for part in fields(settings):
         value = getattr(settings, part.name)
-        if part.metadata["positional"] or value == part.default or part.name in ("resume", "out", "ray", "stop"):
+        if part.metadata["positional"] or value == part.default or part.name in _UNSAID:
             continue
         flag = f"--{part.name.replace('_', '-')}"
         if isinstance(value, bool):
@@ -231,7 +250,7 @@ def command_of(settings: TrainSettings) -> str:
                 parts += [flag, str(item)]
         else:
             parts += [flag, value.name if isinstance(value, Path) else str(value)]
-    return shlex.join(parts)
+    return parts
 
 
 def _remarks(trained: Trained, seeds: dict[int, float]) -> list[str]:

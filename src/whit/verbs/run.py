@@ -182,6 +182,7 @@ def _ask() -> str | None:
 def _is_adapter(name: str) -> bool:
     from whit.adapters.compact import TEXT_PREFIX
     from whit.bases.names import resolve
+    from whit.bases.quantize import split_name
     from whit.errors import BaseError
 
     if name.startswith(TEXT_PREFIX) or common.in_store(name):
@@ -195,7 +196,7 @@ def _is_adapter(name: str) -> bool:
     except OSError:
         return True  # a name that no file can have: told when it is opened
     try:
-        reference = resolve(name)
+        reference = resolve(split_name(name)[0])
         return reference.known is None and not reference.present
     except BaseError:
         return True

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from whit.bases import Base
     from whit.evaluation.card import Card
     from whit.evaluation.proof import Examiner
-    from whit.evaluation.report import Extra
+    from whit.evaluation.report import Extra, System
     from whit.training.loop import Pace, Trained
 
 CALIBRATION = 128  # rows or answers at most by which a sparse adapter's weights are chosen
@@ -79,8 +79,12 @@ class Start:
         settings: TrainSettings | None = None,
         extras: Sequence[Extra] = (),
         remarks: Sequence[str] = (),
+        last: Callable[[Card, System, System], tuple[Card, Sequence[Extra]]] | None = None,
     ) -> Card:
-        """Keep the adapter, prove it (`settings`: those it was trained with, if others), and remove the run's state."""
+        """Keep the adapter, prove it (`settings`: those it was trained with, if others), and remove the run's state.
+
+        `last` may add to card and report: see `prove`.
+        """
         from whit.verbs.prove import prove
 
         trained.adapter.save(self.folder)
@@ -90,7 +94,7 @@ class Start:
             talk.say(f"note: {remark}")
         card = prove(
             settings or self.settings, examiner, self.split, trained, seeds, self.folder, talk,
-            extras=extras, remarks=remarks,
+            extras=extras, remarks=remarks, last=last,
         )  # fmt: skip
         for leftover in self.state.glob("*"):
             leftover.unlink()
