@@ -100,6 +100,21 @@ def test_killed_and_resumed_it_ends_the_same(whit: Commands, place: Path, tmp_pa
     assert Adapter.load(tmp_path / "cut").to_bytes() == Adapter.load(tmp_path / "whole").to_bytes()
 
 
+def test_a_reward_that_raises_says_where_and_how_to_go_on(whit: Commands, place: Path, tmp_path: Path) -> None:
+    function = tmp_path / "breaks.py"
+    good = "def small(answer, row): return sum(c.islower() for c in answer) / max(1, len(answer))\n"
+    # Answers of the validation rows come one by one; of a step's, the 31st breaks.
+    function.write_text(good + "calls = []\ndef breaks(answer, row):\n    calls.append(1)\n"
+                        "    if len(calls) > 30: raise KeyError('hue')\n    return small(answer, row)\n")  # fmt: skip
+    words = ["train", "problems.jsonl", "--reward", f"{function}:breaks", "--numbers", "13", "--out", tmp_path / "out"]
+    done = whit(*words, cwd=place)
+    assert done.code == 7 and "raised KeyError: 'hue' (breaks.py:5)" in done.error, done.stderr
+    assert "go on with the same command and --resume" in done.error
+    function.write_text(good + "breaks = small\n")
+    again = whit(*words, "--resume", cwd=place)
+    assert again.code == 0, again.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [

@@ -21,7 +21,7 @@ from whit.adapters.adapter import Adapter
 from whit.adapters.tunable import Bound
 from whit.bases import Base
 from whit.data.templates import Encoded
-from whit.errors import Interrupted, TrainingError
+from whit.errors import Interrupted, ScoreError, TrainingError
 from whit.training.batching import order
 from whit.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -159,6 +159,12 @@ class Loop(ABC):
                 f"; go on with the same command and --resume ({self.plan.checkpoint})" if self.plan.checkpoint else ""
             )
             raise Interrupted(f"stopped at step {self.step} of {self.steps}{where}") from error
+        except ScoreError as error:
+            if not self.torn:
+                self.save()
+            if self.plan.checkpoint is None or not self.plan.checkpoint.is_file():
+                raise
+            raise ScoreError(f"{error}; once that is mended, go on with the same command and --resume") from error
         assert self.best is not None
         self.put(self.best_parameters)
         return Trained(
