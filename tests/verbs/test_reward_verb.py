@@ -140,6 +140,31 @@ def test_bad_input(whit: Commands, place: Path, tmp_path: Path, words: list[str]
     assert done.code == code and told in done.error, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--reward", "nosuch"], "--reward nosuch: unknown"),
+        (["--reward", "regex:(("], "not a regular expression"),
+        (["--reward", "json:no.json"], "cannot be read as a JSON schema"),
+        (["--reward", "mypkg.score:fn"], "mypkg.score: no such module"),
+        (["--reward", "numeric", "--score", "nosuch"], "nosuch"),
+        (["--kind", "auto", "--reward", "nosuch"], "--reward nosuch: unknown"),
+        (["--reward", "numeric", "--optimizer", "es", "--kind", "lora"], "vector adapters"),
+        (["--reward", "numeric", "--optimizer", "es", "--population", "3"], "even number"),
+        (["--reward", "numeric", "--kind", "sparse"], "say how many with --numbers"),
+        (["--reward", "numeric", "--warm-start", "nowhere"], "no adapter there"),
+        (["--kind", "sparse"], "say how many with --numbers"),
+        (["--kind", "xs", "--numbers", "13"], "with --kind xs use --rank"),
+        (["--kind", "lora", "--alpha", "-1"], "must be above 0"),
+    ],
+)
+def test_what_needs_no_base_is_told_before_it_is_loaded(
+    whit: Commands, place: Path, tmp_path: Path, words: list[str], told: str
+) -> None:
+    done = whit("train", "problems.jsonl", *words, "--base", "no-such-base", "--out", tmp_path / "out", cwd=place)
+    assert done.code in (2, 5) and told in done.error, done.stderr
+
+
 def test_what_never_succeeds_is_said_after_the_first_look(whit: Commands, place: Path, tmp_path: Path) -> None:
     done = whit("train", "problems.jsonl", "--reward", "letters.py:never", "--reward", "letters.py:small", "--numbers",
                 "13", "--out", tmp_path / "out", cwd=place)  # fmt: skip
