@@ -190,6 +190,10 @@ class Loop(ABC):
             for parameter, value in zip(self.bound.parameters(), values, strict=True):
                 parameter.copy_(value)
 
+    def beside(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """One tensor for each of the numbers, on their device: a checkpoint is read on the CPU."""
+        return [part.to(held.device) for held, part in zip(self.bound.parameters(), values, strict=True)]
+
     def _evaluate_if_due(self, began: float) -> bool:
         due = self.step == 0 or self.step in self.marks
         if not due or (self.curve and self.curve[-1].step == self.step):
@@ -253,7 +257,7 @@ class Loop(ABC):
         tensors, about = found
         count = len(self.bound.parameters())
         self.put([tensors[f"now.{at}"] for at in range(count)])
-        self.best_parameters = [tensors[f"best.{at}"] for at in range(count)]
+        self.best_parameters = self.beside([tensors[f"best.{at}"] for at in range(count)])
         self.step, self.tokens, self.seconds = about["step"], about["tokens"], about["seconds"]
         self.losses = list(about["losses"])
         self.curve = [Point(**point) for point in about["curve"]]

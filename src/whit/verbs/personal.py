@@ -116,7 +116,9 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
     learn, choose, held = (
         [(_user(row, column), row) for row in part] for part in (split.train, split.validation, split.test)
     )
-    base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
+    base = common.open_base(
+        settings.base, dtype=settings.dtype, device=settings.device, threads=settings.threads, talk=talk
+    )
 
     from whit.adapters import learned
     from whit.adapters.adapter import Adapter

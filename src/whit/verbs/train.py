@@ -81,6 +81,9 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     if settings.reward or settings.kind == "auto" or settings.optimizer in BY_REWARD:
         raise UsageError("--reward and --kind auto are run by whit.verbs.personal.command")
     require_shape(settings)
+    several = settings.processes > 1 or settings.fsdp or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and settings.device != "cpu":
+        raise UsageError(f"several processes compute on CPUs alone; leave out --device {settings.device}")
     from whit.training.memory import checkpointed
 
     with contextlib.ExitStack() as stack:
