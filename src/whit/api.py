@@ -14,41 +14,42 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from whit import settings as options
+from whit.errors import UsageError
 from whit.talk import Talk
 
 if TYPE_CHECKING:
     from whit.verbs.check import CheckResult
     from whit.verbs.evaluate import EvalResult
     from whit.verbs.export import ExportResult
+    from whit.verbs.personal import PersonalResult
     from whit.verbs.run import RunResult
     from whit.verbs.train import TrainResult
 
 _SILENT = Talk(quiet=True)
 
 
-def train(data: str | Path, *, talk: Talk = _SILENT, **more: Any) -> TrainResult:
-    """Train an adapter and prove what it does. Options as in `whit.settings.TrainSettings`."""
-    from whit.verbs.train import train as plain
+@overload
+def train(data: str | Path, *, per: str, talk: Talk = _SILENT, **more: Any) -> PersonalResult: ...
+@overload
+def train(data: str | Path, *, talk: Talk = _SILENT, **more: Any) -> TrainResult: ...
+def train(data: str | Path, *, talk: Talk = _SILENT, **more: Any) -> TrainResult | PersonalResult:
+    """Train an adapter and prove what it does. Options as in `whit.settings.TrainSettings`, refused as there.
+
+    With `per` there is one for each user. A run on a cluster is ended by command: `whit train … --ray … --stop`.
+    """
+    from whit.verbs.personal import command
+    from whit.verbs.remote import Stopped
 
     settings = _settings(options.TrainSettings, data=Path(data), **more)
-    if settings.ray:
-        from whit.verbs.remote import train_remote
-
-        return train_remote(replace(settings, stop=False), talk=talk)  # type: ignore[return-value]  # not `Stopped`
-    if settings.kind == "auto":
-        from whit.verbs.ladder import train_auto
-
-        return train_auto(settings, talk=talk)
-    if settings.reward:
-        from whit.verbs.reward import train_reward
-
-        return train_reward(settings, talk=talk)
-    return plain(settings, talk=talk)
+    if settings.stop:
+        raise UsageError("stop: a run on a cluster is ended by the command, with --ray and --stop")
+    result = command(settings, talk=talk)
+    assert not isinstance(result, Stopped)
+    return result
 
 
 def evaluate(adapter: str | Path, data: str | Path, *, talk: Talk = _SILENT, **more: Any) -> EvalResult:

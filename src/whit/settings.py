@@ -127,6 +127,7 @@ class TrainSettings(DataColumns):
         "Hold the base's projections in 4 or 8 bits (bitsandbytes); the same as the suffix in smollm2:nf4.",
         choices=QUANTIZED,
     )
+    device: str = option("cpu", "Where the base computes: cpu, cuda or cuda:N.")
     checkpointing: bool = option(False, "Compute every layer twice, for a fraction of the memory of a step.")
     processes: int = option(1, "Processes that share each step's rows (torchrun's are counted by themselves).", least=1)
     fsdp: bool = option(False, "--processes: each holds its share of the base's layers only (FSDP).")
@@ -191,6 +192,7 @@ class BakeSettings(DataColumns):
     max_tokens: int | None = option(None, "Longest answer in tokens (default: by the gold answers, else 128).", least=1)
     dtype: str = _as_in_training("dtype")
     quantize: str | None = _as_in_training("quantize")
+    device: str = _as_in_training("device")
     checkpointing: bool = _as_in_training("checkpointing")
     threads: int | None = _as_in_training("threads")
     resume: bool = _as_in_training("resume")
@@ -227,6 +229,7 @@ class EvalSettings(DataColumns):
     report: Path | None = option(None, "Write a report.html here.")
     max_tokens: int | None = option(None, "Longest answer in tokens.", least=1)
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
+    device: str = _as_in_training("device")
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
 
 
@@ -245,6 +248,7 @@ class RunSettings:
     seed: int = option(0, "Seed of the draws.", least=0)
     engine: str = option("torch", "What computes: torch, or wasm (a GGUF base; needs no torch).", choices=ENGINES)
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
+    device: str = _as_in_training("device")
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
 
 
@@ -260,6 +264,7 @@ class ChatSettings:
     top_p: float = option(0.95, "Draw from the likeliest tokens that make up this share.", least=0.01, most=1.0)
     seed: int = option(0, "Seed of the draws.", least=0)
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
+    device: str = _as_in_training("device")
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
 
 
@@ -425,6 +430,7 @@ class ServeSettings:
     )
     replicas: int = option(2, "--ray: how many replicas.", least=1, most=1000)
     dtype: str = option("auto", "Number type of the base.", choices=DTYPES)
+    device: str = _as_in_training("device")
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
 
 

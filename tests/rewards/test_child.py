@@ -31,6 +31,11 @@ def runs(prompt, answer, row): return subprocess.run(["true"]).returncode
 def reads(prompt, answer, row): return float(sys.stdin.read() == "")
 def bomb(prompt, answer, row):
     while True: os.fork()
+def deep(answer, row):
+    import json
+    return json.loads(answer)
+def partly(answer, row): return {"skill": None}
+def listed(answer, row): return [1.0]
 """
 
 
@@ -64,12 +69,15 @@ def test_a_function_of_two_and_one_that_tells_parts(functions: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("raises", "raised ValueError: no such thing"),
-        ("exits", "called exit(3)"),
+        ("raises", "it raised ValueError: no such thing (fns.py:6)"),
+        ("deep", "it raised JSONDecodeError: Expecting value: line 1 column 1 (char 0) (fns.py:23)"),
+        ("exits", "called exit(3) (fns.py:10)"),
         ("dies", "exit code 3"),
         ("nan", "answered nan"),
         ("two_point", "answered 2.0"),
-        ("nothing", "raised TypeError"),
+        ("nothing", "it answered None; a reward is a number from 0 to 1"),
+        ("partly", "it answered None for 'skill'; a reward is"),
+        ("listed", "it answered a list; a reward is"),
         ("words", "without 'skill'"),
         ("forks", "may start no process (os.fork)"),
         ("runs", "may start no process"),

@@ -100,6 +100,21 @@ def test_killed_and_resumed_it_ends_the_same(whit: Commands, place: Path, tmp_pa
     assert Adapter.load(tmp_path / "cut").to_bytes() == Adapter.load(tmp_path / "whole").to_bytes()
 
 
+def test_a_reward_that_raises_says_where_and_how_to_go_on(whit: Commands, place: Path, tmp_path: Path) -> None:
+    function = tmp_path / "breaks.py"
+    good = "def small(answer, row): return sum(c.islower() for c in answer) / max(1, len(answer))\n"
+    # Answers of the validation rows come one by one; of a step's, the 31st breaks.
+    function.write_text(good + "calls = []\ndef breaks(answer, row):\n    calls.append(1)\n"
+                        "    if len(calls) > 30: raise KeyError('hue')\n    return small(answer, row)\n")  # fmt: skip
+    words = ["train", "problems.jsonl", "--reward", f"{function}:breaks", "--numbers", "13", "--out", tmp_path / "out"]
+    done = whit(*words, cwd=place)
+    assert done.code == 7 and "raised KeyError: 'hue' (breaks.py:5)" in done.error, done.stderr
+    assert "go on with the same command and --resume" in done.error
+    function.write_text(good + "breaks = small\n")
+    again = whit(*words, "--resume", cwd=place)
+    assert again.code == 0, again.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
@@ -123,6 +138,31 @@ def test_killed_and_resumed_it_ends_the_same(whit: Commands, place: Path, tmp_pa
 def test_bad_input(whit: Commands, place: Path, tmp_path: Path, words: list[str], code: int, told: str) -> None:
     done = whit("train", "problems.jsonl", *words, "--out", tmp_path / "out", cwd=place)
     assert done.code == code and told in done.error, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--reward", "nosuch"], "--reward nosuch: unknown"),
+        (["--reward", "regex:(("], "not a regular expression"),
+        (["--reward", "json:no.json"], "cannot be read as a JSON schema"),
+        (["--reward", "mypkg.score:fn"], "mypkg.score: no such module"),
+        (["--reward", "numeric", "--score", "nosuch"], "nosuch"),
+        (["--kind", "auto", "--reward", "nosuch"], "--reward nosuch: unknown"),
+        (["--reward", "numeric", "--optimizer", "es", "--kind", "lora"], "vector adapters"),
+        (["--reward", "numeric", "--optimizer", "es", "--population", "3"], "even number"),
+        (["--reward", "numeric", "--kind", "sparse"], "say how many with --numbers"),
+        (["--reward", "numeric", "--warm-start", "nowhere"], "no adapter there"),
+        (["--kind", "sparse"], "say how many with --numbers"),
+        (["--kind", "xs", "--numbers", "13"], "with --kind xs use --rank"),
+        (["--kind", "lora", "--alpha", "-1"], "must be above 0"),
+    ],
+)
+def test_what_needs_no_base_is_told_before_it_is_loaded(
+    whit: Commands, place: Path, tmp_path: Path, words: list[str], told: str
+) -> None:
+    done = whit("train", "problems.jsonl", *words, "--base", "no-such-base", "--out", tmp_path / "out", cwd=place)
+    assert done.code in (2, 5) and told in done.error, done.stderr
 
 
 def test_what_never_succeeds_is_said_after_the_first_look(whit: Commands, place: Path, tmp_path: Path) -> None:

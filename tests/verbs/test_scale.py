@@ -89,17 +89,54 @@ def test_memory_is_counted_for_all_processes_by_the_first(
     assert counted(processes=1) == counted(processes=3) == 2 * each, "torchrun's, of whom two are on this machine"
 
 
-def test_what_goes_only_one_way_is_refused(
+@pytest.mark.parametrize(
+    ("other", "more"),
+    [
+        ("--reward", {"reward": ("label",)}), ("--kind auto", {"kind": "auto"}),
+        ("--optimizer natural", {"optimizer": "natural"}), ("--per", {"per": "user"}),
+    ],
+)  # fmt: skip
+def test_what_goes_only_one_way_is_refused_by_its_name(
+    rows: Path, options: Callable[[str], dict[str, Any]], tmp_path: Path, other: str, more: dict[str, Any]
+) -> None:
+    for ways, given in (
+        ({"processes": 2}, "--processes"), ({"checkpointing": True}, "--checkpointing"), ({"fsdp": True}, "--fsdp"),
+        ({"processes": 2, "checkpointing": True}, "--processes and --checkpointing"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"^{given} cannot be with {other}: "):
+            whit.train(rows, out=tmp_path / "out", **{**options("xs"), **more, **ways})
+
+
+@pytest.mark.parametrize("more", [{"reward": ("label",)}, {"kind": "auto"}])
+def test_python_quantises_as_the_command_does(
+    rows: Path, options: Callable[[str], dict[str, Any]], tmp_path: Path, more: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked: list[str] = []
+
+    def load(name: str, **about: Any) -> Any:
+        asked.append(name)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr("whit.verbs.common.open_base", load)
+    given = {**options("xs"), **more}
+    with pytest.raises(UsageError, match="far enough"):
+        whit.train(rows, out=tmp_path / "out", quantize="nf4", **given)
+    assert asked == [f"{given['base']}:nf4"]
+
+
+def test_python_trains_for_each_user_as_the_command_does(
     rows: Path, options: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
-    from whit.settings import TrainSettings
-    from whit.verbs.personal import command
+    import json
 
-    for more in ({"reward": ("label",)}, {"kind": "auto"}, {"optimizer": "natural"}, {"per": "user"}):
-        for way in ({"processes": 2}, {"checkpointing": True}):
-            given = {**options("xs"), **more, **way}
-            with pytest.raises(UsageError, match="--processes and --checkpointing are for training on answers"):
-                command(TrainSettings(data=rows, out=tmp_path / "out", **given))
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({**line, "user": f"u{at % 2}"}) for at, line in enumerate(lines)))
+    result = whit.train(path, out=tmp_path / "out", per="user", numbers=4, **{**options("xs"), "kind": "tiny"})
+    assert {each["user"] for each in result.about["users"]} == {"u0", "u1"}
+    with pytest.raises(UsageError, match="--ray and --stop"):
+        whit.train(rows, stop=True, ray="127.0.0.1:1")
 
 
 def test_a_worker_gets_the_settings_whole() -> None:

@@ -17,7 +17,7 @@ from whit.evaluation.scatter import Dot, scatter
 from whit.settings import SweepSettings
 from whit.talk import Talk
 from whit.verbs.grid import read_grid
-from whit.verbs.sweep import SweepResult, climb, sweep
+from whit.verbs.sweep import SweepResult, climb, remarks_on, sweep
 from whit.verbs.trial import Trial, try_variant
 
 
@@ -140,6 +140,14 @@ def trial(name: str, score: float, payload: int, share: float) -> Trial:
     right = round(20 * score)
     values = tuple([1.0] * right + [0.0] * (20 - right))
     return Trial(name, share, "xs", payload // 2, payload, values, (True,) * 20, 1.0, {})
+
+
+def test_one_is_spoken_of_as_one() -> None:
+    best, even = trial("a", 0.9, 20, 1.0), trial("b", 0.9, 30, 1.0)
+    said = " ".join(remarks_on([best, even], best, {"c": "no"}))
+    assert "1 other is not separably worse" in said and "1 variant failed and was left out: c." in said
+    said = " ".join(remarks_on([best, even, even], best, {"c": "no", "d": "no"}))
+    assert "2 others are not separably worse" in said and "2 variants failed and were left out: c, d." in said
 
 
 def test_halving_keeps_the_better_half_and_the_smaller_among_equals(grid: Callable[[str], SweepSettings]) -> None:

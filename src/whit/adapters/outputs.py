@@ -27,11 +27,12 @@ SKIPPED = 8  # a text's first tokens carry huge outputs of their own in many bas
 def module_outputs(base: Base, modules: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Outputs of the named modules on the calibration text, each (tokens, out) in float64, and their float32 weights.
 
-    A base that was loaded in another number type is read again in float32.
+    A base that was loaded in another number type, or elsewhere than on the CPU, is read again: directions are the same
+    wherever they are made.
     """
     from whit.bases import load_base
 
-    if base.dtype != "float32":
+    if base.dtype != "float32" or base.model.device.type != "cpu":
         base = load_base(base.path, dtype="float32", quantize=base.quantized)
     decoder: Any = base.model.get_decoder()
     text = (resources.files("whit.adapters") / TEXT).read_text(encoding="utf-8")

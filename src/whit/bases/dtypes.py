@@ -26,18 +26,30 @@ _GAIN = 1.2
 SMALL = 20_000_000
 
 
+def require_device(device: str) -> str:
+    """The kind of device that `cpu`, `cuda` or `cuda:N` names. Raises `UsageError` where it is not here."""
+    import torch
+
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UsageError(f"the device {device!r} is not known; use cpu, or cuda or cuda:N where there is one.")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device here (or this torch was built without CUDA); use cpu.")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no device {device} here; the last is cuda:{torch.cuda.device_count() - 1}.")
+    return found.type
+
+
 def choose_dtype(dtype: str, device: str, parameters: int | None = None) -> torch.dtype:
     """The torch type for `dtype` (one of `DTYPES`) on `device`, for so many parameters. Raises `UsageError`."""
     import torch
 
     if dtype not in DTYPES:
         raise UsageError(f"the number type {dtype!r} is not known; use one of {', '.join(DTYPES)}.")
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UsageError(f"the device {device!r} is not known; use cpu, or cuda where there is one.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no CUDA device here (or this torch was built without CUDA); use cpu.")
+    kind = require_device(device)
     if dtype == "auto" and kind == "cpu" and parameters is not None and parameters < SMALL:
         dtype = "float32"
     if dtype == "auto":
@@ -52,8 +64,6 @@ def fastest_dtype(device: str = "cpu") -> str:
     kind = torch.device(device).type
     if kind == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    if kind != "cpu":
-        return "float32"
     machine = [
         platform.node(),
         platform.machine(),

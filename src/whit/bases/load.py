@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whit.bases.dtypes import choose_dtype
+from whit.bases.dtypes import choose_dtype, require_device
 from whit.bases.fingerprint import Fingerprinter, file_state, remember, remembered
 from whit.bases.listing import read_licence
 from whit.bases.memory import require_memory
@@ -80,9 +80,10 @@ def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu", qua
     """Load a base by its name, .gguf file or transformers folder; a name may end in `:nf4` or `:int8`.
 
     `dtype` is `auto` (what this machine computes a base of this size fastest in), `float32` or `bfloat16`; `quantize`
-    says the same as the suffix. Raises `BaseError` for a base that is unknown, absent, damaged, not supported, or
-    larger than the memory.
+    says the same as the suffix; `device` is `cpu`, `cuda` or `cuda:N`. Raises `BaseError` for a base that is unknown,
+    absent, damaged, not supported, or larger than the memory, and `UsageError` for a device that is not here.
     """
+    require_device(device)
     if isinstance(name, str):
         name, asked = split_name(name)
         quantize = quantize or asked

@@ -136,8 +136,8 @@ class Decoder:
     """
 
     def __init__(self, base: Base, bound: Bound | None = None, *, vectors: torch.Tensor | None = None) -> None:
-        self.base, self.bound, self.vectors = base, bound, vectors
-        self.model = base.model
+        self.base, self.bound, self.model = base, bound, base.model
+        self.vectors = None if vectors is None else vectors.to(base.model.device)
         self._decoder = decoder_of(base.model)
         self._head: nn.Module = base.model.get_output_embeddings()
         config = base.model.config

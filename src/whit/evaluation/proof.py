@@ -211,7 +211,7 @@ def _text_loss(base: Base, text: str, bound: Bound | None) -> tuple[float, int]:
     total, count = 0.0, 0
     with torch.inference_mode(), bound.active() if bound else contextlib.nullcontext():
         for start in range(0, len(ids) - 1, window):
-            part = torch.tensor([ids[start : start + window + 1]])
+            part = torch.tensor([ids[start : start + window + 1]], device=base.model.device)
             if part.shape[1] < 2:
                 break
             logits = base.model(input_ids=part[:, :-1], use_cache=False).logits[0].float()

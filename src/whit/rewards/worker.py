@@ -14,7 +14,9 @@ import os
 import signal
 import struct
 import sys
+import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 _STARTS = ("os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "os.spawn", "subprocess.Popen")
@@ -57,13 +59,35 @@ def judge(function: Callable[[str, str, Mapping[str, Any]], Any], job: Mapping[s
     """What the function says of one job: `skill` and perhaps `format` and `lenient`, or `error`."""
     try:
         value = function(job["prompt"], job["answer"], job["row"])
-        if isinstance(value, Mapping):
-            return {str(key): float(part) for key, part in value.items()}
-        return {"skill": float(value)}
     except SystemExit as error:
-        return {"error": f"called exit({'' if error.code is None else error.code})"}
+        return {"error": f"called exit({'' if error.code is None else error.code}){place_of(error)}"}
     except BaseException as error:
-        return {"error": f"raised {type(error).__name__}: {str(error)[:500]}"}
+        return {"error": f"raised {type(error).__name__}: {str(error)[:500]}{place_of(error)}"}
+    try:
+        if isinstance(value, Mapping):
+            return {str(key): _number(part, f" for {key!r}") for key, part in value.items()}
+        return {"skill": _number(value)}
+    except ValueError as error:
+        return {"error": str(error)}
+
+
+def place_of(error: BaseException) -> str:
+    """Where in the file of the function that was called it came from, as ` (file.py:7)`; "" where that is not known."""
+    steps = [step for step in traceback.extract_tb(error.__traceback__) if step.filename != __file__]
+    if not steps:
+        return ""
+    last = next(step for step in reversed(steps) if step.filename == steps[0].filename)
+    return f" ({Path(last.filename).name}:{last.lineno})"
+
+
+def _number(value: Any, what: str = "") -> float:
+    try:
+        return float(value)
+    except Exception:
+        said = f"{value!r:.60}" if value is None or isinstance(value, str) else f"a {type(value).__name__}"
+        raise ValueError(
+            f"answered {said}{what}; a reward is a number from 0 to 1, or a mapping with such a 'skill'"
+        ) from None
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapp
     """Write tensors and plain values. Raises `StorageError`; the earlier checkpoint is then still there."""
     from safetensors.torch import save
 
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     atomic_write(path, save(whole, metadata={"about": json.dumps(dict(about), sort_keys=True)}))
 
 

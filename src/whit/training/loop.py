@@ -21,7 +21,7 @@ from whit.adapters.adapter import Adapter
 from whit.adapters.tunable import Bound
 from whit.bases import Base
 from whit.data.templates import Encoded
-from whit.errors import Interrupted, TrainingError
+from whit.errors import Interrupted, ScoreError, TrainingError
 from whit.training.batching import order
 from whit.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -159,6 +159,12 @@ class Loop(ABC):
                 f"; go on with the same command and --resume ({self.plan.checkpoint})" if self.plan.checkpoint else ""
             )
             raise Interrupted(f"stopped at step {self.step} of {self.steps}{where}") from error
+        except ScoreError as error:
+            if not self.torn:
+                self.save()
+            if self.plan.checkpoint is None or not self.plan.checkpoint.is_file():
+                raise
+            raise ScoreError(f"{error}; once that is mended, go on with the same command and --resume") from error
         assert self.best is not None
         self.put(self.best_parameters)
         return Trained(
@@ -183,6 +189,10 @@ class Loop(ABC):
         with torch.no_grad():
             for parameter, value in zip(self.bound.parameters(), values, strict=True):
                 parameter.copy_(value)
+
+    def beside(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """One tensor for each of the numbers, on their device: a checkpoint is read on the CPU."""
+        return [part.to(held.device) for held, part in zip(self.bound.parameters(), values, strict=True)]
 
     def _evaluate_if_due(self, began: float) -> bool:
         due = self.step == 0 or self.step in self.marks
@@ -247,7 +257,7 @@ class Loop(ABC):
         tensors, about = found
         count = len(self.bound.parameters())
         self.put([tensors[f"now.{at}"] for at in range(count)])
-        self.best_parameters = [tensors[f"best.{at}"] for at in range(count)]
+        self.best_parameters = self.beside([tensors[f"best.{at}"] for at in range(count)])
         self.step, self.tokens, self.seconds = about["step"], about["tokens"], about["seconds"]
         self.losses = list(about["losses"])
         self.curve = [Point(**point) for point in about["curve"]]

@@ -71,7 +71,9 @@ class Adam:
         """Take over a saved state."""
         for key, value in state.items():
             place, _, name = key.partition(".")
-            self._inner.state[self.parameters[int(place)]][name] = value.clone()
+            parameter = self.parameters[int(place)]
+            # torch keeps the count of steps on the CPU, wherever the moments are.
+            self._inner.state[parameter][name] = value.clone() if name == "step" else value.to(parameter.device).clone()
 
 
 class NaturalGradient:

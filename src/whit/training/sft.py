@@ -276,7 +276,7 @@ class Supervised(Loop):
 
     def restore(self, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
         """Take over a saved state."""
-        self.mean = [state[f"mean.{at}"] for at in range(len(self.mean))]
+        self.mean = self.beside([state[f"mean.{at}"] for at in range(len(self.mean))])
         self.optimizer.load(under("optimizer.", state))
 
 

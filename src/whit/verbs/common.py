@@ -128,13 +128,18 @@ def _from_store(where: str, name: str) -> Specialist:
     return Specialist(adapter, card, None, notes)
 
 
-def open_base(name: str, *, dtype: str, threads: int | None, talk: Talk) -> Base:
-    """Load a base, telling where it comes from; fetched first where it is a known name that is not here yet."""
+def open_base(name: str, *, dtype: str, threads: int | None, talk: Talk, device: str = "cpu") -> Base:
+    """Load a base, telling where it comes from; fetched first where it is a known name that is not here yet.
+
+    Raises `UsageError` for a `device` that is not here, before anything else is done, and what `load_base` raises.
+    """
     use_threads(threads)
     from whit.bases import load_base
+    from whit.bases.dtypes import require_device
     from whit.bases.names import resolve
     from whit.bases.quantize import split_name
 
+    require_device(device)
     plain, _ = split_name(name)
     if not resolve(plain).present:
         from whit.bases.pulling import pull
@@ -142,7 +147,7 @@ def open_base(name: str, *, dtype: str, threads: int | None, talk: Talk) -> Base
         talk.say(f"{plain} is not here yet; fetching it (once)")
         pull(plain, progress=fetching(talk, plain))
     with talk.task(f"Loading {name}"):
-        return load_base(name, dtype=dtype)
+        return load_base(name, dtype=dtype, device=device)
 
 
 def quantised(settings: S) -> S:

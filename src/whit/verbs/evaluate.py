@@ -66,7 +66,10 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
         raise DataError(f"{settings.data}: all {len(rows):,} rows were seen in training; give rows that it never saw")
     if len(fresh) < len(rows):
         talk.say(f"{len(rows) - len(fresh):,} of {len(rows):,} rows were seen in training and are left out")
-    base = common.open_base(special.base_name(settings.base), dtype=settings.dtype, threads=settings.threads, talk=talk)
+    base = common.open_base(
+        special.base_name(settings.base), dtype=settings.dtype, device=settings.device, threads=settings.threads,
+        talk=talk,
+    )  # fmt: skip
 
     from whit.evaluation.proof import Examiner, longest_answer, null_adapter
     from whit.evaluation.scoring import restore_scorer

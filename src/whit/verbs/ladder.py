@@ -8,6 +8,7 @@ ladder never saw. Works from answers and by reward.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from whit.bases import Base
     from whit.evaluation.proof import Examiner
     from whit.evaluation.report import Extra
-    from whit.evaluation.scoring import Score
+    from whit.evaluation.scoring import Score, Scorer
+    from whit.rewards import Reward
     from whit.training.loop import Trained
 
 #: Kind, and numbers (tiny) or rank (xs, lora), the smallest first.
@@ -78,20 +80,23 @@ def train_auto(settings: TrainSettings, *, talk: Talk | None = None) -> AutoResu
     talk = talk or Talk(quiet=True)
     _refuse(settings)
     settings = by_reward.prepared(settings) if settings.reward else settings
-    start = runs.start(settings, talk, split=by_reward.split_of if settings.reward else None)
-    settings = start.settings
-    runs.make_folder(start.state)
-    trainer = _Trainer(start, talk)
-    try:
+    supervised.require_shape(settings)
+    with contextlib.ExitStack() as stack:
+        split = (by_reward.split_of if settings.reward else runs.read_and_split)(settings, talk)
+        judges = by_reward.judges(settings, split) if settings.reward else None
+        if judges is not None:
+            stack.callback(judges[0].close)
+        start = runs.start(settings, talk, split=lambda *_: split)
+        settings = start.settings
+        runs.make_folder(start.state)
+        trainer = _Trainer(start, judges, talk)
         rungs = climb(trainer, _sizes(settings, start.base), talk)
-    finally:
-        trainer.close()
-    best, kept = choose(rungs)
-    remarks = remarks_on(rungs, best, kept)
-    card = start.end(
-        trainer.examiner, kept.trained, kept.seeds, talk,
-        settings=kept.settings, extras=[figure(rungs, kept)], remarks=remarks,
-    )  # fmt: skip
+        best, kept = choose(rungs)
+        remarks = remarks_on(rungs, best, kept)
+        card = start.end(
+            trainer.examiner, kept.trained, kept.seeds, talk,
+            settings=kept.settings, extras=[figure(rungs, kept)], remarks=remarks,
+        )  # fmt: skip
     return AutoResult(start.folder, card, kept.trained.adapter, [_plain(rung, kept) for rung in rungs])
 
 
@@ -165,12 +170,13 @@ def figure(rungs: Sequence[Rung], kept: Rung) -> Extra:
 class _Trainer:
     """Trains one size after another on the same rows, with the same examiner."""
 
-    def __init__(self, start: runs.Start, talk: Talk) -> None:
+    def __init__(self, start: runs.Start, judges: tuple[Reward, Scorer] | None, talk: Talk) -> None:
         self.split, self.base, self.run, self.state, self.talk = start.split, start.base, start.run, start.state, talk
         self.reward: Any = None
         self.examiner: Examiner
-        if start.settings.reward:
-            self.examiner, self.reward, self.encoded = by_reward.examine(start.settings, self.split, self.base)
+        if judges is not None:
+            self.reward, scorer = judges
+            self.examiner, self.encoded = by_reward.examine(start.settings, self.split, self.base, scorer)
         else:
             self.examiner, self.encoded = supervised.examine(start.settings, self.split, self.base)
 
@@ -199,11 +205,6 @@ class _Trainer:
         epochs = by_reward.epochs_of(settings, rows) if reward else supervised.epochs_of(settings, self.base, rows)
         spent = replace(settings, epochs=share * epochs)
         return Rung(name, spent, numbers, payload, share, trained, seeds, scores, trained.seconds)
-
-    def close(self) -> None:
-        """End what a reward started."""
-        if self.reward is not None:
-            self.reward.close()
 
 
 def _refuse(settings: TrainSettings) -> None:

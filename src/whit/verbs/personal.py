@@ -70,9 +70,7 @@ def command(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult
     if settings.stop:
         raise UsageError("--stop ends a run on a cluster: name it with --ray")
     settings = common.quantised(settings)
-    plain = not (settings.kind == "auto" or settings.reward or settings.per or settings.optimizer != "adam")
-    if not plain and (settings.processes > 1 or settings.checkpointing or settings.fsdp):
-        raise UsageError("--processes and --checkpointing are for training on answers with adam, one adapter for all")
+    _require_plain(settings)
     if settings.kind == "auto":
         from whit.verbs.ladder import train_auto
 
@@ -88,6 +86,23 @@ def command(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult
     return train_personal(settings, talk=talk) if settings.per else train_one(settings, talk=talk)
 
 
+def _require_plain(settings: TrainSettings) -> None:
+    """Raise `UsageError` for ways to share or save a step, where steps are not the supervised ones of one adapter."""
+    ways = {
+        "--processes": settings.processes > 1, "--fsdp": settings.fsdp, "--checkpointing": settings.checkpointing,
+    }  # fmt: skip
+    others = {
+        "--kind auto": settings.kind == "auto", "--reward": settings.reward, "--per": settings.per,
+        f"--optimizer {settings.optimizer}": settings.optimizer != "adam",
+    }  # fmt: skip
+    given, other = ([name for name, there in each.items() if there] for each in (ways, others))
+    if given and other:
+        raise UsageError(
+            f"{' and '.join(given)} cannot be with {' and '.join(other)}: only training on answers with adam, one "
+            "adapter for all, can share or save a step so"
+        )
+
+
 def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> PersonalResult:
     """Train a vector for each value of the column `--per`, and prove what they do."""
     talk = talk or Talk(quiet=True)
@@ -101,7 +116,9 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
     learn, choose, held = (
         [(_user(row, column), row) for row in part] for part in (split.train, split.validation, split.test)
     )
-    base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
+    base = common.open_base(
+        settings.base, dtype=settings.dtype, device=settings.device, threads=settings.threads, talk=talk
+    )
 
     from whit.adapters import learned
     from whit.adapters.adapter import Adapter

@@ -108,7 +108,9 @@ def refuse(settings: TrainSettings) -> None:
 
 
 def pack(settings: TrainSettings, *, read: Callable[[Path], bytes] | None = None) -> Luggage:
-    """Read what is to be sent, each file by `read`. Raises `DataError`, `BaseError`."""
+    """Read what is to be sent, each file by `read`. Raises `DataError`, `BaseError`, `UsageError`."""
+    if settings.device != "cpu":
+        raise UsageError(f"--device {settings.device}: on a cluster whit computes on CPUs alone; leave it out")
     from whit.bases.names import resolve
     from whit.bases.quantize import join_name, split_name
     from whit.cluster.parcel import digest_of, read_file

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from whit.data.templates import Encoded
     from whit.evaluation.proof import Examiner
     from whit.evaluation.report import Extra
+    from whit.evaluation.scoring import Scorer
     from whit.rewards import Reward
     from whit.training.reward import Measures, Rewarded, RewardPlan
 
@@ -62,10 +63,12 @@ def train_reward(settings: TrainSettings, *, talk: Talk | None = None) -> Reward
     """
     talk = talk or Talk(quiet=True)
     settings = prepared(settings)
-    start = runs.start(settings, talk, split=split_of)
-    settings, base, split = start.settings, start.base, start.split
-    examiner, reward, encoded = examine(settings, split, base)
+    split = split_of(settings, talk)
+    reward, scorer = judges(settings, split)
     try:
+        start = runs.start(settings, talk, split=lambda *_: split)
+        settings, base = start.settings, start.base
+        examiner, encoded = examine(settings, split, base, scorer)
         choose = choosing(settings, start, examiner, reward, encoded, talk)
         fresh, numbers, kind, payload = supervised.shape_of(settings, base, choose)
         plan = plan_of(settings, kind, len(encoded), examiner.max_tokens, start.run, start.state)
@@ -95,6 +98,12 @@ def prepared(settings: TrainSettings) -> TrainSettings:
         raise UsageError("--dropout and --reward cannot be together: the policy that answers is the one that learns")
     if settings.optimizer == "adam":
         settings = replace(settings, optimizer="grpo")
+    supervised.require_shape(settings)
+    require_moved(settings.optimizer, settings.kind)
+    if settings.optimizer == "es" and settings.population % 2:
+        raise UsageError(f"--population {settings.population}: es needs an even number, for its noise comes in pairs")
+    if settings.warm_start:
+        common.open_specialist(settings.warm_start)
     if settings.data is not None:
         return settings
     from whit.rewards.gym import ROWS, parse_name, write_rows
@@ -127,9 +136,8 @@ def split_of(settings: TrainSettings, talk: Talk) -> Split:
     return runs.read_and_split(settings, talk)
 
 
-def examine(settings: TrainSettings, split: Split, base: Base) -> tuple[Examiner, Reward, list[Encoded]]:
-    """Who answers and scores, the reward, and the training rows' prompts as tokens."""
-    from whit.evaluation.proof import Examiner, longest_answer
+def judges(settings: TrainSettings, split: Split) -> tuple[Reward, Scorer]:
+    """The reward, to be closed, and what proves; both by name and rows alone. Raises `UsageError`, `DataError`."""
     from whit.rewards import make_reward
     from whit.rewards.terms import named_scorer
 
@@ -137,15 +145,27 @@ def examine(settings: TrainSettings, split: Split, base: Base) -> tuple[Examiner
         settings.reward, split.train, format_weight=settings.format_weight, seconds=settings.reward_seconds
     )
     try:
-        scorer = reward.scorer if settings.score == "auto" else named_scorer(settings.score, split.train)
-        most = settings.max_tokens or min(base.context // 4, max(_ROOM, longest_answer(split.train, base)))
-        examiner = Examiner(base, scorer, settings.instruction, most)
-        encoded = examiner.encode(split.train)
-        examiner.encode(split.test)
+        return reward, reward.scorer if settings.score == "auto" else named_scorer(settings.score, split.train)
     except BaseException:
         reward.close()
         raise
-    return examiner, reward, encoded
+
+
+def examine(settings: TrainSettings, split: Split, base: Base, scorer: Scorer) -> tuple[Examiner, list[Encoded]]:
+    """Who answers and scores, and the training rows' prompts as tokens."""
+    from whit.evaluation.proof import Examiner, longest_answer
+
+    most = settings.max_tokens or min(base.context // 4, max(_ROOM, longest_answer(split.train, base)))
+    examiner = Examiner(base, scorer, settings.instruction, most)
+    encoded = examiner.encode(split.train)
+    examiner.encode(split.test)
+    return examiner, encoded
+
+
+def require_moved(optimizer: str, kind: str | None) -> None:
+    """Raise `UsageError` where an optimiser does not move adapters of that kind."""
+    if optimizer in ("es", "cma") and kind == "lora":
+        raise UsageError(f"--optimizer {optimizer} is for vector adapters (tiny, xs, sparse); use grpo for lora")
 
 
 def choosing(
@@ -193,12 +213,7 @@ def plan_of(settings: TrainSettings, kind: str, rows: int, most: int, run: str, 
     from whit.training.reward import PROMPTS, RewardPlan
 
     evolves = settings.optimizer in ("es", "cma")
-    if evolves and kind == "lora":
-        raise UsageError(
-            f"--optimizer {settings.optimizer} is for vector adapters (tiny, xs, sparse); use grpo for lora"
-        )
-    if settings.optimizer == "es" and settings.population % 2:
-        raise UsageError(f"--population {settings.population}: es needs an even number, for its noise comes in pairs")
+    require_moved(settings.optimizer, kind)
     rate = settings.learning_rate or (LEARNING_RATE if evolves else LEARNING_RATES[kind])
     if rate < 0:
         raise UsageError(f"--learning-rate {rate:g}: must be above 0")

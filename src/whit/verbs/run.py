@@ -7,6 +7,7 @@ stdout.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,12 +61,14 @@ def speaker(settings: RunSettings | ChatSettings, talk: Talk, *, bare: bool = Fa
     """Open what `settings.adapter` names: an adapter with its base, or a base alone."""
     name = settings.adapter
     common.require_finite(settings)
+    load = functools.partial(
+        common.open_base, dtype=settings.dtype, device=settings.device, threads=settings.threads, talk=talk
+    )
     if not _is_adapter(name):
-        base = common.open_base(name, dtype=settings.dtype, threads=settings.threads, talk=talk)
-        yield Speaker(base, None, settings.instruction)
+        yield Speaker(load(name), None, settings.instruction)
         return
     special = common.open_specialist(name)
-    base = common.open_base(special.base_name(settings.base), dtype=settings.dtype, threads=settings.threads, talk=talk)
+    base = load(special.base_name(settings.base))
     instruction = settings.instruction or special.instruction
     if bare:
         yield Speaker(base, None, instruction)
@@ -102,6 +105,8 @@ def _run_in_engine(settings: RunSettings, prompts: list[str]) -> RunResult:
     from whit.engine.speaker import Speaker as InEngine
 
     common.require_finite(settings)
+    if settings.device != "cpu":
+        raise UsageError(f"--engine wasm computes on the CPU; leave out --device {settings.device}")
     name, instruction = settings.adapter, settings.instruction
     if _is_adapter(name):
         card = _card_beside(name)

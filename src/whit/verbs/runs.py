@@ -119,7 +119,8 @@ def start(
     folder = out_folder(settings)
     rows = (split or read_and_split)(settings, talk)
     plainly = functools.partial(
-        common.open_base, settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk
+        common.open_base, settings.base, dtype=settings.dtype, device=settings.device, threads=settings.threads,
+        talk=talk,
     )  # fmt: skip
     base = (load or plainly)()
     settings = replace(settings, batch=settings.batch or (PROMPTS if settings.reward else default_batch(base)))

@@ -34,6 +34,9 @@ def serve(settings: ServeSettings, *, talk: Talk | None = None) -> None:
     """Serve until stopped. Raises `UsageError`, `BaseError` or `StorageError` before anything is answered."""
     said = talk or Talk(quiet=True)
     common.require_finite(settings)
+    if settings.device != "cpu" and (settings.int8 or settings.ray):
+        which = "--int8 is computed on CPUs" if settings.int8 else "replicas on a cluster compute on CPUs"
+        raise UsageError(f"{which}; leave out --device {settings.device}")
     if settings.ray:
         from whit.verbs.remote_serve import serve_there
 
@@ -109,7 +112,9 @@ def service(settings: ServeSettings, store: Store | None, talk: Talk) -> Iterato
     from whit.serving.scheduler import Scheduler, Worker
 
     def prepare() -> tuple[Base, Pool, Scheduler, str]:
-        base = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
+        base = common.open_base(
+            settings.base, dtype=settings.dtype, device=settings.device, threads=settings.threads, talk=talk
+        )
         with talk.task("Preparing its directions"):
             look_up = None if store is None else lambda name: learned_in(store, name)
             pool = Pool(base, ranks=settings.ranks, look_up=look_up)

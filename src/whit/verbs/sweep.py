@@ -156,9 +156,11 @@ def remarks_on(trials: Sequence[Trial], winner: Trial, failed: Mapping[str, str]
         smaller = (
             f"; the smallest is {least.name} with {least.payload:,} bytes" if least.payload < winner.payload else ""
         )
-        said.append(f"{len(even)} others are not separably worse on these rows{smaller}.")
+        others = "1 other is" if len(even) == 1 else f"{len(even)} others are"
+        said.append(f"{others} not separably worse on these rows{smaller}.")
     if failed:
-        said.append(f"{len(failed)} variants failed and were left out: {', '.join(failed)}.")
+        others = "1 variant failed and was" if len(failed) == 1 else f"{len(failed)} variants failed and were"
+        said.append(f"{others} left out: {', '.join(failed)}.")
     return said
 
 

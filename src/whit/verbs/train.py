@@ -80,6 +80,10 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
         raise UsageError("a vector for each user is trained by whit.verbs.personal.train_personal")
     if settings.reward or settings.kind == "auto" or settings.optimizer in BY_REWARD:
         raise UsageError("--reward and --kind auto are run by whit.verbs.personal.command")
+    require_shape(settings)
+    several = settings.processes > 1 or settings.fsdp or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and settings.device != "cpu":
+        raise UsageError(f"several processes compute on CPUs alone; leave out --device {settings.device}")
     from whit.training.memory import checkpointed
 
     with contextlib.ExitStack() as stack:
@@ -223,6 +227,16 @@ def choosing(settings: TrainSettings, start: runs.Start, encoded: Sequence[Encod
     return choose
 
 
+def require_shape(settings: TrainSettings) -> None:
+    """Raise `UsageError` for a kind and sizes that no base could have together."""
+    if settings.numbers and settings.kind in ("xs", "lora"):
+        raise UsageError(f"--numbers sets the size of a tiny or sparse adapter; with --kind {settings.kind} use --rank")
+    if settings.alpha is not None and settings.alpha < 0:
+        raise UsageError(f"--alpha {settings.alpha:g}: must be above 0")
+    if settings.kind == "sparse" and (settings.numbers is None or settings.rank or settings.groups):
+        raise UsageError("--kind sparse moves single weights: say how many with --numbers, without --rank or --groups")
+
+
 def shape_of(
     settings: TrainSettings, base: Base, choose: Choose | None = None
 ) -> tuple[Callable[[int], Bound], int, str, int]:
@@ -235,17 +249,14 @@ def shape_of(
     from whit.adapters.tunable import tune_lora, tune_vector
     from whit.adapters.vector import tiny_spec, xs_spec
 
+    require_shape(settings)
     kind = settings.kind or ("tiny" if settings.numbers or settings.groups else default_kind(base))
-    if settings.numbers and kind not in ("tiny", "sparse"):
-        raise UsageError(f"--numbers sets the size of a tiny or sparse adapter; with --kind {kind} use --rank")
     every = all_targets(name for name, _ in base.model.named_modules())
     targets = select_targets(every, settings.targets)
     indices = [target.index for target in targets]
     if kind == "lora":
         rank = settings.rank or 8
         alpha = settings.alpha or 2.0 * rank
-        if alpha < 0:
-            raise UsageError(f"--alpha {alpha:g}: must be above 0")
         numbers = sum(rank * sum(base.model.get_submodule(target.name).weight.shape) for target in targets)
 
         def fresh(seed: int) -> Bound:
@@ -272,9 +283,7 @@ def sparse_shape(
     """How to make an untrained sparse adapter, and its numbers. Raises `UsageError`."""
     from whit.adapters.tunable import tune_sparse
 
-    numbers = settings.numbers
-    if numbers is None or settings.rank or settings.groups:
-        raise UsageError("--kind sparse moves single weights: say how many with --numbers, without --rank or --groups")
+    numbers = settings.numbers or 0
     if choose is None:
         raise UsageError("a sparse adapter's weights are chosen by whit train alone; choose another --kind")
     weights = sum(base.model.get_submodule(target.name).weight.numel() for target in targets)

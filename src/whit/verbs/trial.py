@@ -187,10 +187,12 @@ def _start(settings: TrainSettings, talk: Talk) -> runs.Start:
     folder = runs.out_folder(settings)
     split = runs.read_and_split(settings, Talk(quiet=True))
     common.use_threads(settings.threads)
-    key = f"{settings.base}\0{settings.dtype}\0{_content(settings.base)}"
+    key = f"{settings.base}\0{settings.dtype}\0{settings.device}\0{_content(settings.base)}"
     if key not in _held:
         _held.clear()
-        _held[key] = common.open_base(settings.base, dtype=settings.dtype, threads=settings.threads, talk=talk)
+        _held[key] = common.open_base(
+            settings.base, dtype=settings.dtype, device=settings.device, threads=settings.threads, talk=talk
+        )
     base = _held[key]
     run = runs.run_key(settings, split, base)
     state = runs.state_folder(folder, replace(settings, resume=True), run)
