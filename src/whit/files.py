@@ -19,6 +19,7 @@ from whit.errors import StorageError
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "it is larger than a file may be here (ulimit -f says how large); raise that, or choose another disk",
     errno.EROFS: "the disk is read-only; choose another folder",
     errno.EACCES: "not permitted; choose a folder that you may write to",
     errno.EPERM: "not permitted; choose a folder that you may write to",

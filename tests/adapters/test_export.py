@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -16,7 +17,7 @@ from whit.adapters.lora import LoraWeights
 from whit.adapters.vector import VectorSpec
 from whit.bases import Base, load_base
 from whit.bases.quantize import METHODS
-from whit.errors import AdapterError, UsageError, WrongBase
+from whit.errors import AdapterError, StorageError, UsageError, WrongBase
 from whit.evaluation.card import Card, Data, save_card
 from whit.testing import tiny_base
 from whit.verbs.export import FORMATS, export
@@ -113,6 +114,41 @@ def test_what_cannot_be_asked_for(tmp_path: Path, base: Base, specs: dict[str, V
         with pytest.raises(UsageError, match="there already"):
             export(adapter, to, tmp_path / out, base=base)
     assert (tmp_path / "used" / "mine").read_text() == "keep me"
+
+
+@contextmanager
+def _files_of_at_most(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes, as after `ulimit -f`."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_disk_that_refuses_is_told_and_leaves_nothing(
+    tmp_path: Path, base: Base, specs: dict[str, VectorSpec], make: Make, to: str
+) -> None:
+    adapter = make(specs["xs"])
+    largest = max(Path(file).stat().st_size for file in export(adapter, to, tmp_path / "whole", base=base).files)
+    for most in (1000, largest // 2, largest - 1):
+        with _files_of_at_most(most), pytest.raises(StorageError, match=r"cannot write .*out"):
+            export(adapter, to, tmp_path / "out", base=base, check=False)
+        assert not [item for item in tmp_path.rglob("*") if item.is_file() and "whole" not in item.parts]
+
+
+def test_a_tokenizer_that_finds_no_room(tmp_path: Path, base: Base, specs: dict[str, VectorSpec], make: Make) -> None:
+    """Its library raises a bare Exception."""
+    with (
+        mock.patch("safetensors.torch.save_file"),
+        _files_of_at_most(2000),
+        pytest.raises(StorageError, match=r"cannot write .*out"),
+    ):
+        export(make(specs["xs"]), "merged", tmp_path / "out", base=base, check=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_merge_says_what_rounding_took(tmp_path: Path, base: Base, specs: dict[str, VectorSpec], make: Make) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from whit.data.rows import Row, Turn, read_rows
 from whit.data.similarity import jaccard, pieces
-from whit.data.splitting import Split, split_rows
+from whit.data.splitting import Split, hold_apart, split_rows
 from whit.errors import DataError, UsageError
 
 
@@ -156,3 +156,15 @@ def test_fifteen_thousand_rows_take_seconds(shared_data: Path) -> None:
     started = time.process_time()
     split_rows(rows)
     assert time.process_time() - started < 8
+
+
+def test_held_out_rows_keep_their_like_away() -> None:
+    rows = [row("the first question is about paris"), row("quite another matter", group="g"), row("and a third one")]
+    rows += [row("THE first question is about paris"), row("the first question is about paris, yes")]
+    held = [row("The first question: is about Paris", id="h"), row("of its own", group="g", id="i")]
+    kept, why = hold_apart(rows, held)
+    assert [r.id for r in kept] == ["and a third one"]
+    assert why == {"near": 3, "group": 1}
+    kept, why = hold_apart(rows, [rows[0]], near_duplicates=False)
+    assert [r.id for r in kept] == [rows[1].id, rows[2].id, rows[4].id] and why == {"repeat": 2}
+    assert hold_apart(rows, []) == (tuple(rows), {})

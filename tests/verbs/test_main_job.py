@@ -23,6 +23,7 @@ from whit.evaluation.proof import null_adapter
 from whit.serving.payload import to_payload
 from whit.serving.store import open_store
 from whit.settings import CompareSettings, RunSettings, ShowSettings
+from whit.talk import Talk
 from whit.testing import write_rows, write_tiny_base
 from whit.verbs import common
 from whit.verbs.compare import compare
@@ -45,12 +46,13 @@ def test_train_proves_on_rows_that_neither_learning_nor_choosing_saw(trained: Tr
     result = trained("lora")
     every = {row.id: common.seen_key(row) for row in read_rows(rows)}
     held = [json.loads(line) for line in (result.folder / "held-out.jsonl").read_text().splitlines()]
-    seen = set((result.folder / "seen.txt").read_text().split())
+    lines = [line.split() for line in (result.folder / "seen.txt").read_text().splitlines()]
+    seen = {line[0] for line in lines}
     data = result.card.data
     assert data.train + data.validation + data.test == data.rows == len(every) == 120
     assert len(held) == data.test and len(seen) == data.train + data.validation
     assert seen == set(every.values()) - {every[row["id"]] for row in held}
-    assert all(re.fullmatch("[0-9a-f]{16}", key) for key in seen)  # nobody reads a row from it
+    assert all(re.fullmatch("[0-9a-f]{16}", key) for line in lines for key in line)  # nobody reads a row from it
     assert result.card.result.tuned == sum(row["tuned_score"] for row in held) / len(held)
 
 
@@ -119,6 +121,30 @@ def test_test_data_of_its_own_is_held_out_whole(
         file.write(json.dumps({**first, "id": "leak"}) + "\n")
     result = api.train(rows, test_data=held, out=tmp_path / "out", baselines=False, limit=60, **options("xs"))
     assert result.card.data.test == 17 and result.card.data.train + result.card.data.validation == 59
+
+
+def test_rows_that_nearly_stand_in_test_data_are_not_learned_from(
+    rows: Path, tmp_path: Path, options: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [{**json.loads(line), "who": f"user-{at}"} for at, line in enumerate(rows.read_text().splitlines()[:60])]
+    later = [json.loads(line) for line in write_rows(tmp_path / "later.jsonl", 8, seed=5).read_text().splitlines()]
+    held = [{**row, "who": "new"} for row in later]
+    held += [
+        {**own[0], "id": "same", "who": "new"},
+        {**later[0], "id": "his", "prompt": "nothing alike", "who": "user-1"},
+    ]
+    held += [{**row, "id": f"near-{row['id']}", "prompt": row["prompt"] + " !", "who": "new"} for row in own[2:6]]
+    data, test = write(tmp_path / "own.jsonl", own), write(tmp_path / "held.jsonl", held)
+    given = {**options("xs"), "baselines": False, "shots": (), "out": tmp_path / "out"}
+    result = api.train(data, test_data=test, group_column="who", talk=Talk(), **given)
+    counts = result.card.data
+    assert counts.test == len(held) == 14 and counts.train + counts.validation == 54
+    told = "6 of 60 rows are left out of training: 1 stand in, 4 nearly stand in, 1 are of a group of held.jsonl"
+    assert told in capsys.readouterr().err
+    with pytest.raises(DataError, match="60 of 60 rows are left out"):
+        api.train(data, test_data=write(tmp_path / "all.jsonl", own), **given)
+    with pytest.raises(DataError, match="no group column 'who'"):
+        api.train(data, test_data=write(tmp_path / "later.jsonl", later), group_column="who", **given)
 
 
 def test_where_nothing_was_learned_the_start_is_kept_and_said(
@@ -190,6 +216,18 @@ def test_eval_leaves_out_what_training_saw(trained: Trained, rows: Path, tmp_pat
     only_seen = [row for row in map(json.loads, rows.read_text().splitlines()) if row["id"] not in held_ids]
     with pytest.raises(DataError, match=r"all \d+ rows were seen in training"):
         api.evaluate(folder, write(tmp_path / "seen.jsonl", only_seen))
+
+
+def test_eval_tells_of_rows_that_training_nearly_saw(trained: Trained, rows: Path, tmp_path: Path) -> None:
+    folder = trained("lora").folder
+    held = trained("lora").card.data.test
+    own = [json.loads(line) for line in rows.read_text().splitlines()]
+    near = write(tmp_path / "near.jsonl", [{**row, "prompt": row["prompt"].title() + " !"} for row in own])
+    found = api.evaluate(folder, near, dtype="float32")
+    assert (found.result.rows, found.left_out, found.nearly_seen) == (120, 0, 120 - held)
+    assert found.to_json()["nearly_seen"] == 120 - held
+    assert f"{120 - held} of the 120 rows are, but for case, spacing and punctuation" in found.to_text()
+    assert api.evaluate(folder, write_rows(tmp_path / "new.jsonl", 20, seed=7), dtype="float32").nearly_seen == 0
 
 
 def test_eval_writes_a_report_with_the_null_adapter(trained: Trained, tmp_path: Path) -> None:

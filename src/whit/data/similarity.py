@@ -49,10 +49,15 @@ class Union:
         return list(found.values())
 
 
+def plain(text: str) -> str:
+    """The text without differences of case, spacing and punctuation."""
+    return _SPACES.sub(" ", text.casefold()).strip()
+
+
 def pieces(text: str) -> frozenset[str]:
     """The five-character pieces of a text, without differences of case, spacing and punctuation."""
-    plain = f" {_SPACES.sub(' ', text[:_LONGEST].casefold()).strip()} "
-    return frozenset(plain[i : i + _PIECE] for i in range(max(1, len(plain) - _PIECE + 1)))
+    words = f" {plain(text[:_LONGEST])} "
+    return frozenset(words[i : i + _PIECE] for i in range(max(1, len(words) - _PIECE + 1)))
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:

@@ -11,7 +11,7 @@ therefore moves no row, except one that a new row is a near-duplicate of.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,6 +85,26 @@ def split_rows(
     return split
 
 
+def hold_apart(
+    rows: Sequence[Row], held: Sequence[Row], *, near_duplicates: bool = True, similarity: float = SIMILARITY
+) -> tuple[tuple[Row, ...], Counter[str]]:
+    """The rows that stand on no side with a row of `held`, and how many others do for which reason.
+
+    The reasons are `repeat`, `near` and `group`, by the rule of `split_rows`.
+    """
+    union = _joined([*held, *rows], similarity if near_duplicates else None)
+    taken = {union.root(i) for i in range(len(held))}
+    inputs, groups = {content_key(row.turns) for row in held}, {row.group for row in held} - {None}
+    kept: list[Row] = []
+    why: Counter[str] = Counter()
+    for i, row in enumerate(rows, len(held)):
+        if union.root(i) not in taken:
+            kept.append(row)
+        else:
+            why["repeat" if content_key(row.turns) in inputs else "group" if row.group in groups else "near"] += 1
+    return tuple(kept), why
+
+
 def _need_answers(rows: Sequence[Row], what: str) -> None:
     answers = {row.completion.strip() for row in rows}
     if len(answers) == 1:
@@ -102,10 +122,18 @@ def _fraction(key: str, seed: int) -> float:
 def _sets(rows: Sequence[Row], similarity: float | None) -> dict[str, list[int]]:
     """Rows that must stay together, by a key that does not depend on their order."""
     keys = [content_key(row.turns) for row in rows]
+    sets: dict[str, list[int]] = {}
+    for members in _joined(rows, similarity).sets():
+        groups = sorted({f"group {rows[i].group}" for i in members if rows[i].group is not None})
+        sets[groups[0] if groups else "text " + min(keys[i] for i in members)] = members
+    return sets
+
+
+def _joined(rows: Sequence[Row], similarity: float | None) -> Union:
     union = Union(len(rows))
     first: dict[tuple[str, str], int] = {}
-    for i, (row, key) in enumerate(zip(rows, keys, strict=True)):
-        union.join(i, first.setdefault(("text", key), i))
+    for i, row in enumerate(rows):
+        union.join(i, first.setdefault(("text", content_key(row.turns)), i))
         if row.group is not None:
             union.join(i, first.setdefault(("group", row.group), i))
     if similarity is not None:
@@ -113,8 +141,4 @@ def _sets(rows: Sequence[Row], similarity: float | None) -> dict[str, list[int]]
         for alike in similar_sets([said(rows[i].turns) for i in distinct], similarity):
             for other in alike[1:]:
                 union.join(distinct[alike[0]], distinct[other])
-    sets: dict[str, list[int]] = {}
-    for members in union.sets():
-        groups = sorted({f"group {rows[i].group}" for i in members if rows[i].group is not None})
-        sets[groups[0] if groups else "text " + min(keys[i] for i in members)] = members
-    return sets
+    return union

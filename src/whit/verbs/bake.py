@@ -168,15 +168,12 @@ def read_inputs(settings: BakeSettings, plain: TrainSettings, talk: Talk) -> Spl
             completion_column=settings.completion_column,
             require_completion=False,
         ).rows
-        kept = split_rows(stand_in, validation=plain.validation, test=0.0, seed=plain.seed)
-        inputs = {common.seen_key(row) for row in held}
-        train, validation = (
-            [row for row in part if common.seen_key(row) not in inputs] for part in (kept.train, kept.validation)
-        )
+        others = runs.without_held_out(stand_in, held, plain, talk)
+        kept = split_rows(others, validation=plain.validation, test=0.0, seed=plain.seed)
         # Ids are a file's own: a row of the other file may have the same.
         held = tuple(replace(row, id=f"held out {row.id}") if row.id in gold else row for row in held)
         gold |= {row.id: row.completion for row in held}
-        parts: tuple[Sequence[Row], ...] = (train, validation, held)
+        parts: tuple[Sequence[Row], ...] = (kept.train, kept.validation, held)
     else:
         split = split_rows(stand_in, validation=plain.validation, test=plain.test, seed=plain.seed)
         parts = (split.train, split.validation, split.test)

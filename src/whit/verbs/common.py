@@ -182,6 +182,14 @@ def seen_key(row: Row) -> str:
     return digest(content_key(row.turns))
 
 
+def plain_key(row: Row) -> str:
+    """The same for the input without differences of case, spacing and punctuation."""
+    from whit.data.rows import digest, said
+    from whit.data.similarity import plain
+
+    return digest("plain", plain(said(row.turns)))
+
+
 def require_finite(settings: Any) -> None:
     """Raise `UsageError` for an option that is NaN or infinite; ranges do not catch NaN."""
     for name, value in vars(settings).items():

@@ -22,16 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """A verdict on new rows. `left_out` counts rows that training had seen."""
+    """A verdict on new rows. `left_out` counts rows that training had seen.
+
+    `nearly_seen` counts rows that were kept, though but for case, spacing and punctuation training had seen them.
+    """
 
     adapter: str
     result: Comparison
     baselines: dict[str, Comparison]
     left_out: int
+    nearly_seen: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `whit eval --json`."""
-        return {**common.verdict_json(self.result, self.baselines, self.adapter), "left_out": self.left_out}
+        found = common.verdict_json(self.result, self.baselines, self.adapter)
+        return {**found, "left_out": self.left_out, "nearly_seen": self.nearly_seen}
 
     def to_text(self) -> str:
         """The verdict in words."""
@@ -39,6 +44,9 @@ class EvalResult:
         lines += [found.sentence(base=f"the {name}") for name, found in self.baselines.items()]
         if self.left_out:
             lines.append(f"{self.left_out:,} rows were left out: training had seen their input.")
+        if self.nearly_seen:
+            count = f"{self.nearly_seen:,} of the {self.result.rows:,} rows"
+            lines.append(f"{count} are, but for case, spacing and punctuation, rows that training had seen.")
         return "\n".join(lines)
 
     @property
@@ -61,7 +69,9 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
         completion_column=settings.completion_column,
         limit=settings.limit,
     ).rows
-    fresh = unseen(rows, special.folder)
+    seen = seen_by(special.folder)
+    fresh = tuple(row for row in rows if common.seen_key(row) not in seen)
+    nearly = sum(common.plain_key(row) in seen for row in fresh)
     if not fresh:
         raise DataError(f"{settings.data}: all {len(rows):,} rows were seen in training; give rows that it never saw")
     if len(fresh) < len(rows):
@@ -98,16 +108,15 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
     if settings.report:
         _report(settings.report, special, fresh, bare, tuned, others, result, against)
         talk.say(f"report: {settings.report}")
-    return EvalResult(settings.adapter, result, against, len(rows) - len(fresh))
+    return EvalResult(settings.adapter, result, against, len(rows) - len(fresh), nearly)
 
 
-def unseen(rows: tuple[Row, ...], folder: Path | None) -> tuple[Row, ...]:
-    """The rows whose input training did not see, as far as the adapter's folder knows."""
+def seen_by(folder: Path | None) -> set[str]:
+    """Hashes of the inputs that training saw, as far as the adapter's folder knows."""
     path = folder / common.SEEN_NAME if folder else None
     if path is None or not path.is_file():
-        return rows
-    seen = set(path.read_text("ascii", errors="replace").split())
-    return tuple(row for row in rows if common.seen_key(row) not in seen)
+        return set()
+    return set(path.read_text("ascii", errors="replace").split())
 
 
 def _report(

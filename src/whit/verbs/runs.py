@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from whit.data.rows import content_key, read
-from whit.data.splitting import Split, split_rows
+from whit.data.splitting import Split, hold_apart, split_rows
 from whit.errors import DataError, StorageError, UsageError
 from whit.settings import TrainSettings, as_plain
 from whit.talk import Talk, clock, size
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from whit.adapters.targets import Target
     from whit.adapters.tunable import Bound
     from whit.bases import Base
+    from whit.data.rows import Row
     from whit.evaluation.card import Card
     from whit.evaluation.proof import Examiner
     from whit.evaluation.report import Extra, System
@@ -259,20 +260,35 @@ def read_and_split(settings: TrainSettings, talk: Talk) -> Split:
             raise DataError("0 held-out rows: nothing could be proved; give --test a share above 0, or --test-data")
     else:
         held = read(
-            settings.test_data, prompt_column=settings.prompt_column, completion_column=settings.completion_column
+            settings.test_data,
+            prompt_column=settings.prompt_column,
+            completion_column=settings.completion_column,
+            group_column=settings.group_column,
         ).rows
-        kept = split_rows(reading.rows, validation=settings.validation, test=0.0, seed=settings.seed)
-        inputs = {content_key(row.turns) for row in held}
-        split = Split(
-            tuple(row for row in kept.train if content_key(row.turns) not in inputs),
-            tuple(row for row in kept.validation if content_key(row.turns) not in inputs),
-            held,
-        )
+        rows = without_held_out(reading.rows, held, settings, talk)
+        kept = split_rows(rows, validation=settings.validation, test=0.0, seed=settings.seed)
+        split = Split(kept.train, kept.validation, held)
     if not split.validation:
         raise DataError("0 validation rows: no step could be chosen; give --validation a share above 0")
     if not split.train or not split.test:
         raise DataError("after splitting there is nothing to learn from or nothing to prove with; give more rows")
     return split
+
+
+def without_held_out(rows: Sequence[Row], held: Sequence[Row], settings: TrainSettings, talk: Talk) -> tuple[Row, ...]:
+    """The rows of which `--test-data` has nothing like it; that file stays whole. Raises `DataError` for none."""
+    generated = any("gym:" in text for text in settings.reward)  # told apart by their numbers alone
+    kept, why = hold_apart(rows, held, near_duplicates=not generated)
+    if not why:
+        return kept
+    told = {"repeat": "stand in", "near": "nearly stand in", "group": "are of a group of"}
+    name = settings.test_data.name if settings.test_data else ""
+    listed = ", ".join(f"{why[kind]:,} {said}" for kind, said in told.items() if why[kind])
+    counted = f"{why.total():,} of {len(rows):,} rows are left out of training: {listed} {name}"
+    if not kept:
+        raise DataError(f"{settings.data}: {counted}; give held-out rows that differ from these")
+    talk.say(f"note: {counted}")
+    return kept
 
 
 def run_key(settings: TrainSettings, split: Split, base: Base) -> str:
@@ -298,8 +314,11 @@ def state_folder(folder: Path, settings: TrainSettings, run: str) -> Path:
 
 
 def atomic_seen(folder: Path, split: Split) -> None:
-    """Keep hashes of the rows that training and choosing saw, so that `whit eval` can leave them out."""
+    """Keep hashes of the rows that training and choosing saw, so that `whit eval` knows them again.
+
+    A line has that of the input, and that of the input without its punctuation.
+    """
     from whit.files import atomic_write
 
-    keys = sorted({common.seen_key(row) for row in (*split.train, *split.validation)})
+    keys = sorted({f"{common.seen_key(row)} {common.plain_key(row)}" for row in (*split.train, *split.validation)})
     atomic_write(folder / common.SEEN_NAME, "\n".join(keys) + "\n")

@@ -15,7 +15,8 @@ import torch
 
 from whit.adapters.lora import LoraWeights
 from whit.adapters.targets import all_targets
-from whit.errors import AdapterError, BaseError, DamagedAdapter, StorageError
+from whit.errors import AdapterError, BaseError, DamagedAdapter
+from whit.files import atomic_open
 
 if TYPE_CHECKING:
     from whit.bases import Base
@@ -48,13 +49,13 @@ def write_gguf_lora(weights: LoraWeights, base: Base, path: str | Path) -> Path:
     `StorageError` where the disk refuses.
     """
     from gguf import GGUFType, GGUFWriter
+    from gguf.gguf_writer import WriterState
 
     architecture, _ = _architecture(base)
     if weights.alpha == 0:
         raise AdapterError("a LoRA with alpha 0 changes nothing, and llama.cpp would take it for alpha = r")
     target = Path(path)
-    aside = target.with_name(f".{target.name}.partial")
-    writer = GGUFWriter(str(aside), architecture)  # opens no file before its header is written
+    writer = GGUFWriter(None, architecture)
     writer.add_type(GGUFType.ADAPTER)
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", float(weights.alpha))
@@ -65,17 +66,16 @@ def write_gguf_lora(weights: LoraWeights, base: Base, path: str | Path) -> Path:
             B = weights.B[name].float()
             writer.add_tensor(f"{stored}.lora_a", weights.A[name].float().contiguous().numpy())
             writer.add_tensor(f"{stored}.lora_b", (_interleave(B, heads) if heads else B).contiguous().numpy())
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_open(target) as handle:
+        writer.fout, writer.state = [handle], WriterState.EMPTY
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        aside.replace(target)
-    except OSError as error:
-        raise StorageError(f"cannot write {target}: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+        writer.write_ti_data_to_file()
+        writer.write_padding(handle, handle.tell())
+        # Not by `write_tensors_to_file`: numpy's `tofile`, which it calls, says nothing of a disk that refuses.
+        for part in writer.tensors[0].values():
+            handle.write(part.tensor.tobytes())
+            writer.write_padding(handle, part.nbytes)
     return target
 
 

@@ -9,6 +9,7 @@ Knows nothing of running the result; the folder has the base's tokenizer and cha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -131,13 +132,24 @@ def _write(base: Base, weights: LoraWeights, folder: Path, number_type: str) -> 
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: merged_weight(base, weights, name).to(dtype).contiguous() for name in names}
-        save_file(tensors, str(folder / file), metadata={"format": "pt"})
+        with _as_os_error():
+            save_file(tensors, str(folder / file), metadata={"format": "pt"})
         index |= dict.fromkeys(names, file)
     if len(shards) > 1:
         content: dict[str, Any] = {"metadata": {}, "weight_map": index}
         (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    base.tokenizer.save_pretrained(str(folder))
+    with _as_os_error():
+        base.tokenizer.save_pretrained(str(folder))
     (folder / "config.json").write_text(json.dumps(described, indent=2, default=str) + "\n", "utf-8")
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What safetensors and tokenizers raise where the disk refuses is of kinds of their own."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(str(error)) from error
 
 
 def _shards(shapes: Iterable[tuple[str, tuple[int, ...]]], width: int) -> Iterator[list[str]]:
