@@ -6,11 +6,10 @@ Compares and times after training, keeps it in `bake.json`, and tells it as text
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,15 +191,9 @@ def _saved(teach: Examiner, examiner: Examiner, rows: Sequence[Row], bound: Boun
 def with_command(card: Any, settings: BakeSettings, folder: Path) -> Any:
     """The card with the command that made it."""
     from whit.evaluation.card import model_card, save_card
+    from whit.verbs.prove import command_of
 
-    parts = ["whit", "bake", settings.guide.name, settings.inputs.name]
-    for part in fields(settings):
-        value = getattr(settings, part.name)
-        if part.metadata["positional"] or value == part.default or part.name in ("resume", "out", "teacher_key"):
-            continue
-        for item in value if isinstance(value, tuple) else (value,):
-            parts += [f"--{part.name.replace('_', '-')}", item.name if isinstance(item, Path) else str(item)]
-    card = replace(card, command=shlex.join(parts))
+    card = replace(card, command=command_of(settings, "bake"))
     save_card(card, folder / common.CARD_NAME)
     atomic_write(folder / "README.md", model_card(card))
     return card

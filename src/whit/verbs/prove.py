@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from whit.errors import AdapterError, DataError
 from whit.files import atomic_write
-from whit.settings import TrainSettings, as_plain
+from whit.settings import BakeSettings, TrainSettings, as_plain
 from whit.talk import Talk
 from whit.verbs import common
 
@@ -184,7 +184,7 @@ def _card(
         base_licence=base.licence,
         base_parameters=base.parameters,
         payload_bytes=adapter.payload_bytes,
-        file_bytes=len(adapter.to_bytes()) if adapter.is_compact else 0,
+        file_bytes=common.file_bytes(adapter, folder),
         instruction=settings.instruction or "",
         scorer=examiner.scorer.state,
         settings={**_published(settings), "max_tokens": examiner.max_tokens, "dtype": base.dtype},
@@ -214,14 +214,15 @@ def _published(settings: TrainSettings) -> dict[str, Any]:
     return plain
 
 
-def command_of(settings: TrainSettings) -> str:
+def command_of(settings: TrainSettings | BakeSettings, verb: str = "train") -> str:
     """The command line that gives these settings; file names without their folders."""
     from dataclasses import fields
 
-    parts = ["whit", "train", settings.data.name]
-    for part in fields(settings):
-        value = getattr(settings, part.name)
-        if part.metadata["positional"] or value == part.default or part.name in ("resume", "out", "ray", "stop"):
+    given = [(part, getattr(settings, part.name)) for part in fields(settings)]
+    parts = ["whit", verb, *(value.name for part, value in given if part.metadata["positional"])]
+    for part, value in given:
+        left_out = part.metadata["positional"] or part.name in ("resume", "ray", "stop", "teacher_key")
+        if left_out or value == part.default:
             continue
         flag = f"--{part.name.replace('_', '-')}"
         if isinstance(value, bool):
@@ -230,7 +231,8 @@ def command_of(settings: TrainSettings) -> str:
             for item in value:
                 parts += [flag, str(item)]
         else:
-            parts += [flag, value.name if isinstance(value, Path) else str(value)]
+            name = value.resolve().name if isinstance(value, Path) else str(value)  # a folder may be given as .
+            parts += [f"{flag}={name}"] if name.startswith("-") else [flag, name]
     return shlex.join(parts)
 
 
