@@ -136,6 +136,18 @@ def test_every_whit_command_in_the_docs_parses() -> None:
     assert found >= 15
 
 
+def test_every_option_that_the_docs_name_is_there() -> None:
+    parameters = [part for command in cli.build().commands.values() for part in command.params]
+    known = {flag for part in parameters for flag in (*part.opts, *part.secondary_opts)} | {"--help", "--version"}
+    for script in tracked("benchmarks/*.py", "models/*.py"):
+        known |= set(re.findall(r'"(--[a-z-]+)"', script.read_text("utf-8")))
+    known |= {"--no-", "--lora"}  # how every switch is taken back; llama.cpp's own
+    for page in (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))):
+        if page.name != "log.md":  # what was tried may be gone
+            spans = " ".join(re.findall(r"`(--[a-z][^`]*)`", page.read_text("utf-8")))
+            assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", spans)) <= known, page.name
+
+
 def test_the_python_howto_and_docstrings_run() -> None:
     found = doctest.testfile(str(ROOT / "docs" / "howto-python.md"), module_relative=False)
     assert found.failed == 0 and found.attempted >= 10

@@ -287,6 +287,10 @@ class ExportSettings:
     out: Path = argument("Folder or file to write.")
     to: str = option("lora", "Form to export to.", choices=("peft", "lora", "merged", "gguf-lora"))
     base: str | None = option(None, "The base (default: the one on the adapter's card).")
+    number_type: str = option(
+        "auto", "merged: number type to write; auto is the base's own where that keeps the update.",
+        choices=("auto", *NUMBER_TYPES),
+    )  # fmt: skip
     check: bool = option(True, "Load the export back and compare its logits with whit's own.")
 
 
