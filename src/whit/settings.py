@@ -235,7 +235,10 @@ class RunSettings:
     """Options of `whit run`."""
 
     adapter: str = argument("Folder, file, text form or STORE#NAME of the adapter; or a base's name, to ask it bare.")
-    prompt: str | None = argument("The input; without it, or as -, every line of standard input is one.", optional=True)
+    prompt: str | None = argument(
+        "The input; without it, or as -, every line of standard input is one, answered by a line as soon as it comes.",
+        optional=True,
+    )
     base: str | None = option(None, "The base (default: the one on the adapter's card).")
     instruction: str | None = option(None, "What the base is told first (default: as in training).")
     bare: bool = option(False, "Answer with the base alone.")
