@@ -4,7 +4,7 @@
 #   make test     install what the tests need and run them (SLOW=1: the slow ones too, as CI does)
 #   make check    exactly what CI runs: style, types, docs and tests
 #   make docs     write the generated docs anew
-#   make bench    every figure that the README quotes (an hour or more)
+#   make bench    every figure that the README quotes, by its command there (hours; ONLY=sst2: those with this word)
 #
 # GPU=1 installs torch's CUDA build even where no NVIDIA GPU is seen.
 
@@ -55,7 +55,7 @@ page:
 check: lint types docs-check engine page test
 
 bench: dev
-	@for each in benchmarks/*.py; do echo "+ python $$each" && python $$each || exit; done
+	@python scripts/bench $(ONLY)
 
 clean:
 	rm -rf .venv try .pytest_cache .mypy_cache .ruff_cache .hypothesis

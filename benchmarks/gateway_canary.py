@@ -313,3 +313,7 @@ def harmless(raw: bytes, ordinary: set[str]) -> bool:
     contents = [message["content"] for message in said]
     texts = [each if isinstance(each, str) else each[0]["text"] for each in contents]
     return all(text in ordinary for text in texts) and len(texts) == 1
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -174,3 +174,7 @@ def _state(base: str) -> str:
         if path.is_file():
             found.update(hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -207,7 +207,7 @@ def first_line(path: Path) -> str:
     except UnicodeDecodeError:
         return ""
     if path.suffix == ".py" or text.startswith("#!/usr/bin/env python"):
-        found = re.search(r'^(?:#.*\n|\s*\n)*"""(.+?)(?:\n\s*\n|""")', text, re.S)
+        found = re.search(r'^(?:#[^\n]*\n|\s*\n)*"""(.+?)(?:\n\s*\n|""")', text, re.S)
     elif text.startswith("/*"):
         found = re.search(r"^/\*\*?\s*(?:\* )?(.+?)(?:\n \*\s*\n|\s*\*/)", text, re.S)
     elif path.suffix in (".rs", ".ts", ".js"):
@@ -215,7 +215,7 @@ def first_line(path: Path) -> str:
     elif path.suffix == ".md":
         found = re.search(r"^# (.+)$", text, re.M)
     else:
-        found = re.search(r"^(?:#!.*\n)?# ?(.+?)(?:\n#? *\n|\n[^#]|\Z)", text, re.S)
+        found = re.search(r"^(?:#![^\n]*\n)?# ?(.+?)(?:\n#? *\n|\n[^#]|\Z)", text, re.S)
     if found is None:
         return ""
     said = " ".join(re.sub(r"\n\s*(?://!?|#|\*)?\s*", " ", found.group(1)).split())

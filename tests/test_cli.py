@@ -337,6 +337,8 @@ def test_run_compare_check_bases_export_print_theirs(whit: Whit, place: Path, ad
     found = document(whit("export", adapter, tmp_path / "lora", "--to", "lora", "--json"))
     assert set(found) == documented("export")
     assert found["checked"] and found["largest_difference"] <= found["tolerance"]
+    narrow = ("--to", "merged", "--number-type", "bfloat16", "--json")
+    assert document(whit("export", adapter, tmp_path / "merged", *narrow))["number_type"] == "bfloat16"
 
 
 def test_export_and_import_give_the_same_numbers_back(whit: Whit, adapter: Path, tmp_path: Path) -> None:

@@ -136,6 +136,18 @@ def test_every_whit_command_in_the_docs_parses() -> None:
     assert found >= 15
 
 
+def test_every_option_that_the_docs_name_is_there() -> None:
+    parameters = [part for command in cli.build().commands.values() for part in command.params]
+    known = {flag for part in parameters for flag in (*part.opts, *part.secondary_opts)} | {"--help", "--version"}
+    for script in tracked("benchmarks/*.py", "models/*.py"):
+        known |= set(re.findall(r'"(--[a-z-]+)"', script.read_text("utf-8")))
+    known |= {"--no-", "--lora"}  # how every switch is taken back; llama.cpp's own
+    for page in (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))):
+        if page.name != "log.md":  # what was tried may be gone
+            spans = " ".join(re.findall(r"`(--[a-z][^`]*)`", page.read_text("utf-8")))
+            assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", spans)) <= known, page.name
+
+
 def test_the_python_howto_and_docstrings_run() -> None:
     found = doctest.testfile(str(ROOT / "docs" / "howto-python.md"), module_relative=False)
     assert found.failed == 0 and found.attempted >= 10
@@ -248,6 +260,47 @@ def test_torchs_build_follows_the_machine(
     else:
         assert len(done) == 1 and install.TORCH in done[0]
         assert ("--no-deps" in done[0]) == (expected == "pip plain")
+
+
+# -- figures
+
+
+def test_bench_runs_the_readmes_commands_and_goes_on_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = load("scripts/bench")
+    named = [part for command in bench.commands() for part in command.split() if part.endswith(".py")]
+    assert len(named) > 20 and all((ROOT / name).is_file() for name in named)
+
+    (tmp_path / "benchmarks").mkdir()
+    said = "import pathlib, sys; pathlib.Path('said').open('a').write(' '.join(sys.argv) + '\\n')"
+    for name, code in (("good", 0), ("bad", 3)):
+        (tmp_path / "benchmarks" / f"{name}.py").write_text(f"{said}; sys.exit({code})")
+    spans = ("bad.py", "good.py one", "good.py --llama PYTHON", "good.py --corpus CORPUS", "good.py one", "a.py --cuda")
+    table = "\n".join(f"| a figure | `python benchmarks/{span}`, the same |" for span in spans)
+    (tmp_path / "README.md").write_text(f"`python benchmarks/bad.py no`\n{bench.BEGIN}\n{table}\n{bench.END}\n")
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench.shutil, "which", lambda name: None)
+    monkeypatch.setenv("CORPUS", "some where")
+    monkeypatch.delenv("LLAMA", raising=False)
+    assert bench.main([]) == 1
+    ran = ["benchmarks/bad.py", "benchmarks/good.py one", "benchmarks/good.py --corpus some where"]
+    assert (tmp_path / "said").read_text().splitlines() == ran
+    told = capsys.readouterr().err
+    for line in (
+        r"failed   python benchmarks/bad.py \(exit 3", r"done     python benchmarks/good.py one \(",
+        r"skipped  python benchmarks/good.py --llama PYTHON \(set LLAMA", r"skipped  python benchmarks/a.py .*NVIDIA",
+    ):  # fmt: skip
+        assert re.search(f"^{line}", told, re.M), line
+    assert bench.main(["good.py"]) == 0 and bench.main(["nothing"]) == 2
+
+
+@pytest.mark.parametrize("name", ["common", "gateway_canary", "tab"])
+def test_what_benchmarks_share_says_what_it_is(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and len(done.stdout.splitlines()) >= 3
 
 
 def test_an_old_python_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ COMMANDS = (
     Command("eval", options.EvalSettings, "whit.verbs.evaluate:evaluate",
             "Is it better on these rows, by how much, and how sure is that? The exit code is the verdict.",
             "whit eval tickets tickets-later.jsonl"),
-    Command("run", options.RunSettings, "whit.verbs.run:run",
+    Command("run", options.RunSettings, "whit.verbs.run:command",
             "Answer a prompt, or every line of standard input.",
             'whit run tickets "my card was stolen"'),
     Command("chat", options.ChatSettings, "whit.verbs.run:chat",
@@ -227,6 +227,9 @@ def _caller(command: Command) -> Callable[..., int]:
             return 0
         if as_json:
             _answer(json.dumps(result.to_json(), ensure_ascii=False, allow_nan=False, indent=2))
+        elif pieces := getattr(result, "pieces", None):
+            for piece in pieces():
+                _answer(piece)
         elif text := result.to_text():
             _answer(text)
         return int(getattr(result, "exit_code", 0))

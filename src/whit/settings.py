@@ -238,7 +238,10 @@ class RunSettings:
     """Options of `whit run`."""
 
     adapter: str = argument("Folder, file, text form or STORE#NAME of the adapter; or a base's name, to ask it bare.")
-    prompt: str | None = argument("The input; without it, or as -, every line of standard input is one.", optional=True)
+    prompt: str | None = argument(
+        "The input; without it, or as -, every line of standard input is one, answered by a line as soon as it comes.",
+        optional=True,
+    )
     base: str | None = option(None, "The base (default: the one on the adapter's card).")
     instruction: str | None = option(None, "What the base is told first (default: as in training).")
     bare: bool = option(False, "Answer with the base alone.")
@@ -292,6 +295,10 @@ class ExportSettings:
     out: Path = argument("Folder or file to write.")
     to: str = option("lora", "Form to export to.", choices=("peft", "lora", "merged", "gguf-lora"))
     base: str | None = option(None, "The base (default: the one on the adapter's card).")
+    number_type: str = option(
+        "auto", "merged: number type to write; auto is the base's own where that keeps the update.",
+        choices=("auto", *NUMBER_TYPES),
+    )  # fmt: skip
     check: bool = option(True, "Load the export back and compare its logits with whit's own.")
 
 

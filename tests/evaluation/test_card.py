@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,19 @@ def test_the_model_card_is_one_for_the_hub() -> None:
     for said in (RESULT.sentence()[:40], "840 numbers", "TF-IDF", "ef" * 32, "whit train tickets.jsonl"):
         assert said in text
     assert "````" in text  # the instruction's own fence does not end its block
+    assert "(1,712 bytes)" in text and "://" not in text
+
+
+@pytest.mark.parametrize("name", ["my out", "out", "-x", "$(id)", "it's", "q_proj*"])
+def test_the_model_cards_commands_can_be_pasted(name: str) -> None:
+    command = shlex.join(["whit", "train", "a b.jsonl", "--targets", "q_proj", "--out", name])
+    text = model_card(dataclasses.replace(CARD, name=name, command=command, file_bytes=0))
+    blocks = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)).splitlines()
+    run, evaluate, train = (shlex.split(line) for line in blocks)
+    assert shlex.split(command) == train
+    assert run[:2] == ["whit", "run"] and evaluate[:2] == ["whit", "eval"]
+    assert run[2] == evaluate[2] == (f"./{name}" if name.startswith("-") else name)
+    assert "(1,680 bytes)" in text  # of an earlier card: the payload's, not 0
 
 
 def test_a_base_that_is_no_hub_id_is_not_given_as_one() -> None:

@@ -83,6 +83,8 @@ def test_the_card_reads_back(trained: Trained, rows: Path) -> None:
         assert card == result.card and card.kind == kind
         assert card.base_fingerprint and card.settings["kind"] == kind and card.data.name == rows.name
         assert card.instruction == "card or cash?" and "--instruction 'card or cash?'" in card.command
+        assert card.file_bytes == show(ShowSettings(adapter=str(result.folder))).file_bytes > card.payload_bytes
+        assert f"--out {result.folder.name}" in card.command
         # A card is published: it names no folder of the rows.
         assert str(rows.parent) not in (result.folder / "card.json").read_text()
 

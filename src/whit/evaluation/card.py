@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,10 +232,11 @@ def _front_matter(card: Card) -> str:
 def _body(card: Card) -> str:
     name = _markdown(card.name)
     share = f" of {card.base_parameters:,}" if card.base_parameters else ""
+    held = card.file_bytes or card.payload_bytes
     parts = [
         f"# {name}",
-        f"A `{card.kind}` adapter of **{card.numbers:,} numbers**{share} ({card.file_bytes:,} bytes) "
-        f"for {_markdown(card.base)}, made with [whit](https://pypi.org/project/whit/).",
+        f"A `{card.kind}` adapter of **{card.numbers:,} numbers**{share} ({held:,} bytes) "
+        f"for {_markdown(card.base)}, made with whit.",
     ]
     if card.result:
         parts += [f"**{_markdown(card.result.sentence())}**", _table(card)]
@@ -243,9 +245,13 @@ def _body(card: Card) -> str:
         parts += ["## The instruction it was tuned with", _fenced(card.instruction)]
     if card.baked:
         parts += ["## What was baked", _markdown(card.baked)]
-    shown = re.sub(r"[^\w.\-]", "-", card.name) or "adapter"
-    parts += ["## Use", _fenced(f'whit run {shown} "your text"\nwhit eval {shown} your-rows.jsonl', "sh")]
+    shown = _clean(card.name) or "adapter"
+    shown = shlex.quote(f"./{shown}" if shown.startswith("-") else shown)
+    parts += ["## Use", "From the folder that this one is in:"]
+    parts.append(_fenced(f'whit run {shown} "your text"\nwhit eval {shown} your-rows.jsonl', "sh"))
     parts += ["## How it was made", _facts(card)]
+    if card.command:
+        parts.append(_fenced(card.command, "sh"))
     if card.settings:
         settings = json.dumps(_plain(card.settings), indent=2, ensure_ascii=False)
         parts += ["## Settings", _fenced(settings, "json")]
@@ -285,7 +291,6 @@ def _facts(card: Card) -> str:
         ("base", f"{card.base}, fingerprint {card.base_fingerprint}"),
         ("basis", card.basis),
         ("seeds", ", ".join(map(str, card.seeds))),
-        ("command", card.command),
         ("versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
         ("made", card.created),
     ]  # fmt: skip

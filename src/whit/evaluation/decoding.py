@@ -32,13 +32,19 @@ class Sampling:
     """How the next token is chosen: the most likely (temperature 0), or drawn from the top_p share.
 
     `inverse` draws by one uniform number a token (Philox, keyed by seed and prompt), for all rows at once and from all
-    tokens: what training by reward samples with.
+    tokens: what training by reward samples with. `places` says which prompts these are where they are some of many:
+    each draws as it would among all.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     inverse: bool = False
+    places: tuple[int, ...] = ()
+
+    def place(self, at: int) -> int:
+        """The place among all of the prompt at `at`."""
+        return self.places[at] if self.places else at
 
 
 GREEDY = Sampling()
@@ -288,7 +294,7 @@ class _Draw:
     def __init__(self, sampling: Sampling, places: Sequence[int], device: torch.device) -> None:
         self.sampling = sampling
         self._streams = [
-            torch.Generator().manual_seed(sampling.seed * 1_000_003 + place)
+            torch.Generator().manual_seed(sampling.seed * 1_000_003 + sampling.place(place))
             for place in places
             if sampling.temperature > 0
         ]
@@ -311,7 +317,9 @@ class _Inverse:
 
     def __init__(self, sampling: Sampling, places: Sequence[int], most: int, device: torch.device) -> None:
         self._temperature = sampling.temperature
-        streams = [np.random.Philox(key=np.array([sampling.seed, place], dtype=np.uint64)) for place in places]
+        streams = [
+            np.random.Philox(key=np.array([sampling.seed, sampling.place(place)], dtype=np.uint64)) for place in places
+        ]
         drawn = np.stack([np.random.Generator(stream).random(most, dtype=np.float32) for stream in streams])
         self._uniform = torch.from_numpy(drawn).to(device)
         self._turn = 0

@@ -7,7 +7,6 @@ nothing of training.
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -22,7 +21,7 @@ from whit.files import atomic_write
 from whit.settings import BakeSettings
 from whit.talk import Talk
 from whit.verbs import common, runs
-from whit.verbs.prove import flags_of
+from whit.verbs.prove import command_of
 
 if TYPE_CHECKING:
     from whit.adapters.tunable import Bound
@@ -180,8 +179,7 @@ def report_on(
         gold_part = _on_gold(gold, split.test, answers, bare, tuned, settings.seed)
         result = BakeResult(start.folder, card, trained.adapter, teacher, saved, first, *gold_part, len(cut))
         words = " ".join([*remarks, result.words()])
-        command = shlex.join(["whit", "bake", settings.guide.name, settings.inputs.name, *flags_of(settings)])
-        card = replace(card, command=command, baked=words)
+        card = replace(card, command=command_of(settings, "bake"), baked=words)
         found.append(replace(result, card=card))
         return card, [Extra("What was baked", words)]
 

@@ -190,6 +190,15 @@ def plain_key(row: Row) -> str:
     return digest("plain", plain(said(row.turns)))
 
 
+def file_bytes(adapter: Adapter, folder: Path) -> int:
+    """Bytes of the adapter's own files in its folder: the compact file, or a LoRA's weights and settings."""
+    if adapter.is_compact:
+        return len(adapter.to_bytes())
+    from whit.adapters.lora import CONFIG_NAME, WEIGHTS_NAME
+
+    return sum((folder / name).stat().st_size for name in (WEIGHTS_NAME, CONFIG_NAME))
+
+
 def require_finite(settings: Any) -> None:
     """Raise `UsageError` for an option that is NaN or infinite; ranges do not catch NaN."""
     for name, value in vars(settings).items():

@@ -238,4 +238,7 @@ def _remove(target: Path) -> None:
 
 def command(settings: ExportSettings, *, talk: Talk | None = None) -> ExportResult:
     """`export` with the command line's settings."""
-    return export(settings.adapter, settings.to, settings.out, check=settings.check, base=settings.base)
+    return export(
+        settings.adapter, settings.to, settings.out,
+        check=settings.check, base=settings.base, number_type=settings.number_type,
+    )  # fmt: skip

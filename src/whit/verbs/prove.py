@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from whit.errors import AdapterError, DataError
 from whit.files import atomic_write
-from whit.settings import TrainSettings, as_plain
+from whit.settings import BakeSettings, TrainSettings, as_plain
 from whit.talk import Talk
 from whit.verbs import common
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from whit.evaluation.report import Extra, System
     from whit.training.loop import Trained
 
-_UNSAID = ("resume", "out", "ray", "stop", "teacher_key")  # options that a card's command leaves out
+_UNSAID = ("resume", "ray", "stop", "teacher_key")  # options that a card's command leaves out
 
 
 def prove(
@@ -190,7 +190,7 @@ def _card(
         base_licence=base.licence,
         base_parameters=base.parameters,
         payload_bytes=adapter.payload_bytes,
-        file_bytes=len(adapter.to_bytes()) if adapter.is_compact else 0,
+        file_bytes=common.file_bytes(adapter, folder),
         instruction=settings.instruction or "",
         scorer=examiner.scorer.state,
         settings={**_published(settings), "max_tokens": examiner.max_tokens, "dtype": base.dtype},
@@ -228,19 +228,14 @@ def _published(settings: TrainSettings) -> dict[str, Any]:
     return plain
 
 
-def command_of(settings: TrainSettings) -> str:
+def command_of(settings: TrainSettings | BakeSettings, verb: str = "train") -> str:
     """The command line that gives these settings; file names without their folders."""
-    return shlex.join(["whit", "train", settings.data.name, *flags_of(settings)])
-
-
-def flags_of(settings: Any) -> list[str]:
-    """The options that are not as by default, as they are written."""
     from dataclasses import fields
 
-    parts: list[str] = []
-    for part in fields(settings):
-        value = getattr(settings, part.name)
-        if part.metadata["positional"] or value == part.default or part.name in _UNSAID:
+    given = [(part, getattr(settings, part.name)) for part in fields(settings)]
+    parts = ["whit", verb, *(value.name for part, value in given if part.metadata["positional"])]
+    for part, value in given:
+        if part.metadata["positional"] or part.name in _UNSAID or value == part.default:
             continue
         flag = f"--{part.name.replace('_', '-')}"
         if isinstance(value, bool):
@@ -249,8 +244,9 @@ def flags_of(settings: Any) -> list[str]:
             for item in value:
                 parts += [flag, str(item)]
         else:
-            parts += [flag, value.name if isinstance(value, Path) else str(value)]
-    return parts
+            name = value.resolve().name if isinstance(value, Path) else str(value)  # a folder may be given as .
+            parts += [f"{flag}={name}"] if name.startswith("-") else [flag, name]
+    return shlex.join(parts)
 
 
 def _remarks(trained: Trained, seeds: dict[int, float]) -> list[str]:

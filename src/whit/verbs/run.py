@@ -1,7 +1,7 @@
 """`whit run` and `whit chat`: answers from an adapter, or from a bare base.
 
-`run` answers one prompt, or every line of standard input in its order. The answer is all that goes to
-stdout.
+`run` answers one prompt, or every line of standard input in its order and as it comes: a line in, a line out. The
+answer is all that goes to stdout.
 """
 
 from __future__ import annotations
@@ -9,37 +9,95 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from whit.data.rows import Turn
 from whit.errors import AdapterError, DataError, UsageError
 from whit.settings import ChatSettings, RunSettings
 from whit.talk import Talk
 from whit.verbs import common
+from whit.verbs.lines import batches
 
 if TYPE_CHECKING:
     from whit.bases import Base
     from whit.evaluation.card import Card
 
 
+Answer: TypeAlias = Callable[[Sequence[str], int], list["str | DataError"]]
+_BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r"})
+
+
 @dataclass(frozen=True)
 class RunResult:
-    """Answers in the order of their prompts."""
+    """Answers in the order of their prompts; `refused` says by place why there is none, and that answer is ""."""
 
     prompts: tuple[str, ...]
     answers: tuple[str, ...]
+    refused: Mapping[int, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """`answers`: a list of `prompt` and `answer`."""
-        pairs = zip(self.prompts, self.answers, strict=True)
-        return {"contract": common.CONTRACT, "answers": [{"prompt": p, "answer": a} for p, a in pairs]}
+        """`answers`: a list of `prompt` and `answer`; one that was refused has `null`, and `error`."""
+        pairs = enumerate(zip(self.prompts, self.answers, strict=True))
+        found = [
+            {"prompt": prompt, "answer": None, "error": self.refused[at]}
+            if at in self.refused
+            else {"prompt": prompt, "answer": answer}
+            for at, (prompt, answer) in pairs
+        ]
+        return {"contract": common.CONTRACT, "answers": found}
 
     def to_text(self) -> str:
         """The answers, a line each."""
         return "\n".join(self.answers)
+
+    @property
+    def exit_code(self) -> int:
+        """That of bad data where a line was refused."""
+        return DataError.exit_code if self.refused else 0
+
+
+class Stream:
+    """Answers to lines as they come; a line that leaves no room for an answer is told, and the others go on."""
+
+    def __init__(self, settings: RunSettings, lines: Iterable[Sequence[str]], talk: Talk) -> None:
+        self._settings, self._lines, self._talk = settings, lines, talk
+        self._refused = False
+
+    def each(self) -> Iterator[tuple[str, str | DataError]]:
+        """Each prompt with its answer, or with why there is none."""
+        number = 0
+        with _answering(self._settings, self._talk) as answer:
+            for prompts in self._lines:
+                for prompt, found in zip(prompts, answer(prompts, number), strict=True):
+                    number += 1
+                    if isinstance(found, DataError):
+                        self._refused = True
+                        self._talk.say(f"line {number}: {found}; it has no answer")
+                    yield prompt, found
+
+    def pieces(self) -> Iterator[str]:
+        """A line for each line, as soon as it is there: line breaks are spelt out, and no answer is an empty line."""
+        for _, found in self.each():
+            yield "" if isinstance(found, DataError) else found.translate(_BREAKS)
+
+    def result(self) -> RunResult:
+        """All of them, once the last line has come."""
+        every = list(self.each())
+        refused = {at: str(found) for at, (_, found) in enumerate(every) if isinstance(found, DataError)}
+        answers = tuple("" if isinstance(found, DataError) else found for _, found in every)
+        return RunResult(tuple(prompt for prompt, _ in every), answers, refused)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `RunResult.to_json`."""
+        return self.result().to_json()
+
+    @property
+    def exit_code(self) -> int:
+        """That of bad data where a line was refused."""
+        return DataError.exit_code if self._refused else 0
 
 
 class Speaker:
@@ -77,30 +135,70 @@ def speaker(settings: RunSettings | ChatSettings, talk: Talk, *, bare: bool = Fa
         yield Speaker(base, bound, instruction)
 
 
-def run(settings: RunSettings, *, talk: Talk | None = None, lines: Sequence[str] | None = None) -> RunResult:
-    """Answer one prompt, or `lines` (standard input by default, which `-` means too)."""
+def command(settings: RunSettings, *, talk: Talk | None = None) -> RunResult | Stream:
+    """One answer, or a stream of them to the lines of standard input (no prompt, or `-`)."""
     talk = talk or Talk(quiet=True)
     if settings.prompt is not None and settings.prompt != "-":
-        prompts = [settings.prompt]
-    else:
-        if lines is None and sys.stdin.isatty():
-            raise UsageError('nothing to answer: give a prompt, whit run ADAPTER "…", or pipe lines into it')
-        prompts = [line.rstrip("\n") for line in (lines if lines is not None else sys.stdin)]
-    if not prompts:
-        return RunResult((), ())
+        return run(settings, talk=talk)
+    if sys.stdin.isatty():
+        raise UsageError('nothing to answer: give a prompt, whit run ADAPTER "…", or pipe lines into it')
+    return Stream(settings, batches(sys.stdin), talk)
+
+
+def run(settings: RunSettings, *, talk: Talk | None = None, lines: Sequence[str] | None = None) -> RunResult:
+    """Answer one prompt, or `lines` (standard input by default, which `-` means too).
+
+    Raises `DataError` for a prompt that leaves no room for an answer; among lines it is in `refused`.
+    """
+    talk = talk or Talk(quiet=True)
+    if lines is not None:
+        return Stream(settings, batches(lines), talk).result() if lines else RunResult((), ())
+    if settings.prompt is None or settings.prompt == "-":
+        found = command(settings, talk=talk)
+        assert isinstance(found, Stream)
+        return found.result()
+    with _answering(settings, talk) as answer:
+        (only,) = answer([settings.prompt], 0)
+    if isinstance(only, DataError):
+        raise only
+    return RunResult((settings.prompt,), (only,))
+
+
+@contextlib.contextmanager
+def _answering(settings: RunSettings, talk: Talk) -> Iterator[Answer]:
+    """What answers prompts, the first of which is the one of that number: each draws as it would in one batch."""
     if settings.engine == "wasm":
-        return _run_in_engine(settings, prompts)
+        yield _in_engine(settings)
+        return
     from whit.evaluation.decoding import Decoder, Sampling
 
-    sampling = Sampling(settings.temperature, settings.top_p, settings.seed)
     with speaker(settings, talk, bare=settings.bare) as who:
-        ids = [who.encode([Turn("user", prompt)]) for prompt in prompts]
-        found = Decoder(who.base, who.bound).answers(ids, most=settings.max_tokens, sampling=sampling)
-        answers = tuple(who.base.decode(answer).strip() for answer in found)
-    return RunResult(tuple(prompts), answers)
+        decoder = Decoder(who.base, who.bound)
+
+        def answer(prompts: Sequence[str], number: int) -> list[str | DataError]:
+            found: list[str | DataError] = []
+            ids = []
+            for prompt in prompts:
+                try:
+                    ids.append(who.encode([Turn("user", prompt)]))
+                    found.append("")
+                except DataError as error:
+                    # A place of its own all the same, so that others draw as if it were not refused.
+                    ids.append([])
+                    found.append(error)
+            asked = [at for at, each in enumerate(ids) if each]
+            sampling = Sampling(
+                settings.temperature, settings.top_p, settings.seed, places=tuple(number + at for at in asked)
+            )
+            said = decoder.answers([ids[at] for at in asked], most=settings.max_tokens, sampling=sampling)
+            for at, tokens in zip(asked, said, strict=True):
+                found[at] = who.base.decode(tokens).strip()
+            return found
+
+        yield answer
 
 
-def _run_in_engine(settings: RunSettings, prompts: list[str]) -> RunResult:
+def _in_engine(settings: RunSettings) -> Answer:
     """The same through the engine: neither torch nor transformers is loaded."""
     from whit.engine.speaker import Speaker as InEngine
 
@@ -117,15 +215,31 @@ def _run_in_engine(settings: RunSettings, prompts: list[str]) -> RunResult:
         who = InEngine(base, None if settings.bare else name)
     else:
         who = InEngine(name)
-    found = who.answers(
-        prompts,
-        instruction=instruction or None,
-        most=settings.max_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=settings.seed,
-    )
-    return RunResult(tuple(prompts), tuple(answer.strip() for answer in found))
+
+    def some(prompts: Sequence[str], number: int) -> list[str]:
+        found = who.answers(
+            prompts,
+            instruction=instruction or None,
+            most=settings.max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed + number,
+        )
+        return [answer.strip() for answer in found]
+
+    def answer(prompts: Sequence[str], number: int) -> list[str | DataError]:
+        try:
+            return list(some(prompts, number))
+        except DataError:  # one of them; which, each by itself says
+            found: list[str | DataError] = []
+            for at, prompt in enumerate(prompts):
+                try:
+                    found += some([prompt], number + at)
+                except DataError as error:
+                    found.append(error)
+            return found
+
+    return answer
 
 
 def _card_beside(name: str) -> Card | None:

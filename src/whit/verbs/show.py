@@ -69,11 +69,8 @@ def show(settings: ShowSettings, *, talk: Talk | None = None) -> ShowResult:
     special = common.open_specialist(settings.adapter)
     adapter = special.adapter
     text = adapter.to_text() if adapter.is_compact else None
-    if adapter.is_compact:
-        file_bytes = len(adapter.to_bytes())
-    elif special.folder is not None:
-        names = ("adapter_model.safetensors", "adapter_config.json")
-        file_bytes = sum((special.folder / name).stat().st_size for name in names)
+    if adapter.is_compact or special.folder is not None:
+        file_bytes = common.file_bytes(adapter, special.folder or Path())
     elif Path(settings.adapter).is_file():  # a zip
         file_bytes = Path(settings.adapter).stat().st_size
     else:  # in a store
