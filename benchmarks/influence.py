@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=300)
     parser.add_argument("--dev", type=int)
     parser.add_argument("--flip", type=float, default=0.1)
+    parser.add_argument("--share", type=float, default=0.1, help="of the rows, to look at and to leave out")
     parser.add_argument("--validation-too", action="store_true", help="flip as many of the validation rows")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -144,7 +145,7 @@ def main() -> None:
             )  # fmt: skip
 
         judged, learned = gradients("validation", of.validation), gradients("training", rows)
-    found = influence(learned, judged)
+    found = influence(learned, judged, doubted=1.5 * options.share)
     if options.save:
         plain = {"G": learned.G, "losses": learned.losses, "Gv": judged.G, "wrong": [row.id in wrong for row in rows]}
         torch.save(plain, options.save)
@@ -159,10 +160,10 @@ def main() -> None:
         rankings["cleanlab, the adapter's own"] = own.argsort(descending=True)
         if options.again:
             bound.detach()
-    count = round(0.1 * len(rows))
+    count = round(options.share * len(rows))
     for name, order in rankings.items():
         hits = sum(rows[at].id in wrong for at in order[:count].tolist())
-        report([{"ranking": name, "flipped_among_worst_tenth": round(hits / count, 4), "rows": len(rows)}])
+        report([{"ranking": name, "flipped_among_worst": round(hits / count, 4), "worst": count, "rows": len(rows)}])
     report([{"validation_rows": len(of.validation), "agreement_of_halves": round(found.agreement, 3)}])
     again = options.again or options.kind
     if options.again or options.found:
@@ -171,12 +172,12 @@ def main() -> None:
     bound.detach()
     left_out = {rows[at].id for at in rankings["doubt"][:count].tolist()}
     fewer = [row for row in rows if row.id not in left_out]
-    bound = tuned(exam, of, fewer, options, again, "without the worst tenth")
-    after = exam.system("without the worst tenth", "adapter", of.dev, bound=bound)
+    bound = tuned(exam, of, fewer, options, again, "without the worst")
+    after = exam.system("without the worst", "adapter", of.dev, bound=bound)
     result = compare(before.scores, after.scores)
     report([{
         "kind": again, "dev_rows": result.rows, "all_rows": round(result.base, 4),
-        "without_the_worst_tenth": round(result.tuned, 4),
+        "without_the_worst": round(result.tuned, 4),
         "interval": [round(bound, 4) for bound in result.interval], "p_value": result.p_value,
         "verdict": str(result.verdict),
     }])  # fmt: skip
