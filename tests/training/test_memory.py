@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from whit.data.templates import Encoded
 from whit.errors import UsageError
 from whit.training import memory, sft
 from whit.training.batching import collate
-from whit.training.memory import checkpointed, require_memory, step_bytes
+from whit.training.memory import checkpointed, require_memory, require_reward_memory, reward_bytes, step_bytes
+from whit.training.reward import RewardPlan
 
 
 @pytest.mark.parametrize("kind", ["xs", "lora"])
@@ -111,3 +113,32 @@ def test_every_process_is_counted_with_its_base(
         require(3 * alone, processes=3, others=500_000_000)
     with pytest.raises(UsageError, match=r"in each of 3 processes would take"):
         require(2 * alone, processes=3)
+
+
+def test_a_step_by_reward_that_cannot_fit_is_refused_with_advice_that_fits(
+    base: Base, encode: Callable[..., list[Encoded]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, plan = encode(32), RewardPlan(steps=1, batch=4, learning_rate=0.1, most=64, samples=8)
+    whole = reward_bytes(base, rows, plan, 10)
+    assert reward_bytes(base, rows, replace(plan, most=128), 10) > 1.5 * whole
+    assert reward_bytes(base, rows, replace(plan, samples=16), 10) > 1.5 * whole
+    assert reward_bytes(base, rows, replace(plan, optimizer="es", population=8), 10) < whole, "there is no way back"
+    monkeypatch.setattr(memory, "SPARE", 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: whole - 1)
+    with pytest.raises(UsageError, match=r"of 4 prompts with 8 answers each, of up to 64 tokens, would take") as told:
+        require_reward_memory(base, rows, plan, 10)
+    advised = dict(re.findall(r"--(max-tokens|samples|batch) (\d+)", str(told.value)))
+    assert {"max-tokens", "samples"} <= advised.keys()
+    for name, field in (("max-tokens", "most"), ("samples", "samples")):
+        assert require_reward_memory(base, rows, replace(plan, **{field: int(advised[name])}), 10) < whole
+
+
+def test_only_what_can_be_had_is_advised(
+    base: Base, encode: Callable[..., list[Encoded]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = encode(32)
+    whole = step_bytes(base, rows, batch=16, accumulate=1, numbers=10, checkpointing=False)
+    monkeypatch.setattr(memory, "SPARE", 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: whole - 1)
+    with pytest.raises(UsageError, match=r"try --batch 15 \(\d\.\d\d GB\)$"):
+        require_memory(base, rows, batch=16, accumulate=1, numbers=10, checkpointing=False, ways=("batch",))

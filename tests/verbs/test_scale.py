@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,9 +140,40 @@ def test_python_trains_for_each_user_as_the_command_does(
         whit.train(rows, stop=True, ray="127.0.0.1:1")
 
 
-def test_a_worker_gets_the_settings_whole() -> None:
-    import json
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"reward": ("label",)},
+        {"reward": ("label",), "optimizer": "es"},
+        {"reward": ("label",), "kind": "auto"},
+        {"kind": "auto"},
+        {"per": "user"},
+    ],
+)
+def test_what_cannot_fit_is_refused_in_every_way_of_training(
+    rows: Path,
+    options: Callable[[str], dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, Any],
+) -> None:
+    from whit.training import memory
+    from whit.verbs.personal import command
 
+    lines = [json.loads(line) | {"user": f"u{place % 2}"} for place, line in enumerate(rows.read_text().splitlines())]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given: dict[str, Any] = {**options("xs"), **more, "data": data, "out": tmp_path / "out"}
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    with pytest.raises(UsageError, match=r"would take about .* of memory.*--quantize nf4") as told:
+        command(TrainSettings(**given))
+    assert "--checkpointing" not in str(told.value), "which is refused here"
+    if more != {"kind": "auto"}:
+        with pytest.raises(UsageError, match="--accumulate"):
+            command(TrainSettings(**given, accumulate=2))
+
+
+def test_a_worker_gets_the_settings_whole() -> None:
     settings = TrainSettings(
         data=Path("a/b.jsonl"), out=Path("c"), test_data=Path("d"), shots=(), reward=("exact",), alpha=2.0, rank=None
     )

@@ -90,7 +90,9 @@ def train_auto(settings: TrainSettings, *, talk: Talk | None = None) -> AutoResu
         settings = start.settings
         runs.make_folder(start.state)
         trainer = _Trainer(start, judges, talk)
-        rungs = climb(trainer, _sizes(settings, start.base), talk)
+        sizes = _sizes(settings, start.base)
+        trainer.require_memory(sizes[-1][1])
+        rungs = climb(trainer, sizes, talk)
         best, kept = choose(rungs)
         remarks = remarks_on(rungs, best, kept)
         card = start.end(
@@ -205,6 +207,17 @@ class _Trainer:
         epochs = by_reward.epochs_of(settings, rows) if reward else supervised.epochs_of(settings, self.base, rows)
         spent = replace(settings, epochs=share * epochs)
         return Rung(name, spent, numbers, payload, share, trained, seeds, scores, trained.seconds)
+
+    def require_memory(self, settings: TrainSettings) -> None:
+        """Say what a step takes for these settings. Raises `UsageError` where that is more than is free."""
+        _, numbers, kind, _ = supervised.shape_of(settings, self.base)
+        rows = len(self.encoded)
+        if settings.reward:
+            plan = by_reward.plan_of(settings, kind, rows, self.examiner.max_tokens, self.run, self.state)
+            by_reward.require_memory(self.base, self.encoded, plan, numbers, self.talk)
+        else:
+            step = supervised.plan_of(settings, kind, self.base, rows, self.run, self.state)
+            supervised.require_memory(settings, self.base, self.encoded, step, numbers, self.talk, auto=True)
 
 
 def _refuse(settings: TrainSettings) -> None:

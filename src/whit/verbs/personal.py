@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from whit.errors import DataError, UsageError
 from whit.settings import BY_REWARD, TrainSettings
-from whit.talk import Talk
+from whit.talk import Talk, size
 from whit.verbs import common
 from whit.verbs.runs import read_and_split
 from whit.verbs.train import TrainResult
@@ -109,6 +109,8 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
     common.require_finite(settings)
     if settings.kind == "lora" or settings.optimizer != "adam":
         raise UsageError("--per trains tiny or xs adapters with adam")
+    if settings.accumulate > 1:
+        raise UsageError("--accumulate does not go with --per; to save memory take a smaller --batch")
     if settings.learn_basis and settings.kind == "xs":
         raise UsageError("--learn-basis is for tiny adapters: those of kind xs have no drawn directions to learn")
     column = str(settings.per)
@@ -127,6 +129,7 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
     from whit.adapters.vector import tiny_spec, xs_spec
     from whit.evaluation.proof import Examiner, longest_answer
     from whit.evaluation.scoring import make_scorer
+    from whit.training.memory import require_memory
     from whit.training.personal import PersonalPlan
     from whit.training.personal import train_personal as train
 
@@ -159,8 +162,14 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
             batch=settings.batch or 4, learning_rate=rate, personal_rate=rate, warmup=settings.warmup,
             seed=settings.seed,
         )  # fmt: skip
+        encoded = examiner.encode(rows, learn=True)
+        needed = require_memory(
+            base, encoded, batch=plan.batch, accumulate=1, numbers=spec.numbers * len({user for user, _ in learn}),
+            checkpointing=False, ways=("batch", "quantize"),
+        )  # fmt: skip
+        talk.say(f"memory   up to about {size(needed)} for a step, beside the base")
         found = train(
-            base, bound, examiner.encode(rows, learn=True), [user for user, _ in learn],
+            base, bound, encoded, [user for user, _ in learn],
             examiner.encode([row for _, row in choose], learn=True), [user for user, _ in choose], plan, watch=watch,
         )  # fmt: skip
         talk.say(f"trained {len(found.users)} users in {found.seconds:.0f} s; shrinkage {found.shrinkage:g}")

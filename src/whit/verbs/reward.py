@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from whit.errors import AdapterError, DataError, UsageError
 from whit.settings import BY_REWARD, TrainSettings
-from whit.talk import Talk
+from whit.talk import Talk, size
 from whit.verbs import common, runs
 from whit.verbs import train as supervised
 
@@ -76,6 +76,7 @@ def train_reward(settings: TrainSettings, *, talk: Talk | None = None) -> Reward
         start.introduce(talk)
         talk.say(f"reward   {reward.name}; proved by {examiner.scorer.name}")
         start.size(talk, kind, numbers, payload)
+        require_memory(base, encoded, plan, numbers, talk)
         talk.say(f"plan     {_said(plan)}")
         found, seeds = train_seeds(settings, examiner, reward, fresh, encoded, split, plan, talk)
         write_measures(start.folder / MEASURES_NAME, found.measures)
@@ -96,6 +97,11 @@ def prepared(settings: TrainSettings) -> TrainSettings:
         raise UsageError(f"--optimizer natural is supervised; with --reward choose {', '.join(BY_REWARD)}")
     if settings.dropout:
         raise UsageError("--dropout and --reward cannot be together: the policy that answers is the one that learns")
+    if settings.accumulate > 1:
+        raise UsageError(
+            "--accumulate is for training on answers: by reward a step is computed prompt by prompt as it is; to save "
+            "memory take a lower --max-tokens or fewer --samples"
+        )
     if settings.optimizer == "adam":
         settings = replace(settings, optimizer="grpo")
     supervised.require_shape(settings)
@@ -235,6 +241,14 @@ def plan_of(settings: TrainSettings, kind: str, rows: int, most: int, run: str, 
         run=run,
         checkpoint=state / "run.safetensors",
     )
+
+
+def require_memory(base: Base, encoded: Sequence[Encoded], plan: RewardPlan, numbers: int, talk: Talk) -> None:
+    """Say what a step takes. Raises `UsageError` with advice where that is more than is free."""
+    from whit.training.memory import require_reward_memory
+
+    needed = require_reward_memory(base, encoded, plan, numbers)
+    talk.say(f"memory   up to about {size(needed)} for a step, beside the base")
 
 
 def train_seeds(

@@ -155,9 +155,16 @@ def prove_together(
 
 
 def require_memory(
-    settings: TrainSettings, base: Base, encoded: Sequence[Encoded], plan: Plan, numbers: int, talk: Talk
+    settings: TrainSettings,
+    base: Base,
+    encoded: Sequence[Encoded],
+    plan: Plan,
+    numbers: int,
+    talk: Talk,
+    *,
+    auto: bool = False,
 ) -> None:
-    """Say what a step takes. Raises `UsageError` with advice where that is more than is free.
+    """Say what a step takes (`auto`: of --kind auto). Raises `UsageError` with advice where that is more than is free.
 
     The first process on a machine counts for all that are there. Bases that others have loaded by now, as torchrun's
     do, are no longer free memory.
@@ -174,6 +181,9 @@ def require_memory(
     elif here > 1 and not settings.fsdp:
         width = 4 if base.dtype == "float32" else 2
         others = (here - 1) * weight_bytes(base.source, width, base.quantized)
+    ways: Sequence[str] = ("batch",) if settings.fsdp else memory.WAYS
+    if auto or settings.optimizer != "adam":
+        ways = tuple(way for way in ways if way != "checkpointing")
     needed = memory.require_memory(
         base,
         encoded,
@@ -183,6 +193,7 @@ def require_memory(
         checkpointing=settings.checkpointing,
         processes=here,
         others=others,
+        ways=ways,
     )
     where = f" in {here} processes" if here > 1 else ""
     more = f" and {here - 1} more bases" if others else ""
