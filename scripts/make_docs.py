@@ -139,6 +139,7 @@ def _exit_codes() -> str:
     for kind in kinds:
         kinds += kind.__subclasses__()
     said = {0: "done; of `whit eval`: the verdict is `helped`", 141: "nobody reads stdout any more"}
+    said[143] = "SIGTERM ended training; what was done so far is saved"
     for kind in kinds:
         if "exit_code" in vars(kind):
             text = " ".join((kind.__doc__ or "").split())

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from whit import cli, errors
@@ -280,6 +281,47 @@ def documented(head: str) -> set[str]:
     return set(re.findall(r"`(\w+)`", " ".join(table) or section))
 
 
+def documented_of(kind: str) -> set[str]:
+    """The keys that docs/json.md names for `whit show` of a kind of adapter."""
+    page = (Path(__file__).parents[1] / "docs" / "json.md").read_text("utf-8")
+    table = page.split("\n## show\n")[1].split("\n## ")[0]
+    found = set()
+    for keys, what in re.findall(r"^\| (`.+?) \| (.+) \|$", table, re.M):
+        only = re.match(r"only of (.+):", what)
+        if only is None or f"`{kind}`" in only[1]:
+            found |= set(re.findall(r"`(\w+)`", keys))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["xs", "tiny", "sparse", "lora"])
+def test_show_prints_what_is_documented_of_each_kind(whit: Whit, place: Path, tmp_path: Path, kind: str) -> None:
+    from whit.adapters.adapter import Adapter
+    from whit.adapters.basis import basis_of
+    from whit.adapters.sparse import SparseSpec
+    from whit.adapters.targets import all_targets
+    from whit.adapters.tunable import tune_lora
+    from whit.adapters.vector import tiny_spec, xs_spec
+    from whit.bases import load_base
+
+    base = load_base(str(place / "base"), dtype="float32")
+    targets = all_targets(name for name, _ in base.model.named_modules())
+    if kind == "lora":
+        bound = tune_lora(base, targets[:2], rank=2, alpha=4.0, dropout=0.0, seed=0)
+        adapter = bound.export()
+        bound.detach()
+    elif kind == "sparse":
+        adapter = Adapter.from_sparse(SparseSpec(4096, (1, 5)), np.ones(2, np.float32), base)
+    else:
+        spec = xs_spec([0, 1], 2) if kind == "xs" else tiny_spec([0, 1], 5, rank=2)
+        adapter = Adapter.from_vector(spec, np.ones(spec.numbers, np.float32), basis_of(base, 2))
+    adapter.save(tmp_path)
+    found = document(whit("show", tmp_path, "--json"))
+    assert set(found) == documented_of(kind) and found["kind"] == kind and found["card"] is None
+    assert found["base"] == base.fingerprint[: len(found["base"])] and len(found["base"]) >= 16
+    assert (found["basis"] is None) == (kind in ("lora", "sparse")) and (found["text"] is None) == (kind == "lora")
+    assert found["number_type"] == str(adapter.lora.number_type if adapter.lora else adapter.number_type)
+
+
 VERDICT_KEYS = {
     "contract", "verdict", "rows", "base", "tuned", "difference", "interval", "p_value", "smallest_detectable",
     "baselines", "adapter",
@@ -317,8 +359,7 @@ def test_show_prints_its_contract(whit: Whit, adapter: Path) -> None:
     said = whit("show", adapter, "--json")
     found = document(said)
     assert said.code == 0 and said.err == ""
-    keys = {"contract", "kind", "numbers", "payload_bytes", "file_bytes", "text", "base", "basis", "card"}
-    assert set(found) >= keys and set(found) == documented("show") - {"null", "lora", "sparse"}
+    assert set(found) == documented_of("xs")
     assert document(whit("show", found["text"], "--json"))["numbers"] == found["numbers"]
 
 
@@ -374,24 +415,29 @@ def test_a_closed_pipe_ends_quietly(adapter: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_ctrl_c_is_130_without_a_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "how", "code"),
+    [("bases", "SIGINT", 130), ("train", "SIGINT", 130), ("train", "SIGTERM", 143), ("bases", "SIGTERM", -15)],
+)
+def test_signals_end_without_a_traceback(name: str, how: str, code: int) -> None:
     # A verb that waits, so that the signal comes while it works and not while Python starts.
-    code = (
-        "import sys, time, whit.verbs.bases as verb\n"
+    source = (
+        "import sys, time, whit.verbs.bases as verb, whit.verbs.personal as other\n"
         "from whit.cli import main\n"
         "def wait(settings, talk):\n"
         "    print('waiting', file=sys.stderr, flush=True)\n"
         "    time.sleep(60)\n"
-        "verb.command = wait\n"
-        "sys.argv = ['whit', 'bases']\n"
+        "verb.command = other.command = wait\n"
+        f"sys.argv = ['whit', '{name}']\n"
         "main()"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", source], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None and process.stderr.readline() == "waiting\n"
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.Signals[how])
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in said
+    assert process.returncode == code and "Traceback" not in said
+    assert ("whit: stopped by SIGTERM" in said) == (code == 143)
 
 
 # -- completion

@@ -3,16 +3,19 @@
 Flags come from the settings dataclasses; `whit.toml` beside the data (or in the current folder) may hold any
 option under a table of the command's name. Command line beats file beats default. The answer goes to stdout,
 talk to stderr, and the exit code says which kind of failure it was (see `whit.errors`; 141 where the reader of
-stdout went away).
+stdout went away, 143 where SIGTERM ended training).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -32,15 +35,16 @@ class Command:
     verb: str
     help: str
     example: str
+    trains: bool = False
 
 
 COMMANDS = (
     Command("train", options.TrainSettings, "whit.verbs.personal:command",
             "Specialise a base on your rows, and prove what it did.",
-            'whit train tickets.jsonl --instruction "Turn the ticket into JSON."'),
+            'whit train tickets.jsonl --instruction "Turn the ticket into JSON."', trains=True),
     Command("sweep", options.SweepSettings, "whit.verbs.sweep:sweep",
             "Many variants of the settings: which is best, and is it any good?",
-            "whit sweep grid.toml --halvings 2"),
+            "whit sweep grid.toml --halvings 2", trains=True),
     Command("eval", options.EvalSettings, "whit.verbs.evaluate:evaluate",
             "Is it better on these rows, by how much, and how sure is that? The exit code is the verdict.",
             "whit eval tickets tickets-later.jsonl"),
@@ -70,10 +74,10 @@ COMMANDS = (
             "whit route tiers.toml"),
     Command("check", options.CheckSettings, "whit.verbs.check:check",
             "What is wrong with these rows?",
-            "whit check tickets.jsonl"),
+            "whit check tickets.jsonl", trains=True),
     Command("bake", options.BakeSettings, "whit.verbs.bake:bake",
             "An adapter in the place of a long standing instruction.",
-            "whit bake guide.md inputs.jsonl"),
+            "whit bake guide.md inputs.jsonl", trains=True),
     Command("pull", options.PullSettings, "whit.verbs.pull:command",
             "Fetch a base once, into the cache folder.",
             "whit pull smollm2"),
@@ -89,7 +93,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
-_CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE ended
+_CLOSED_PIPE, _TERMINATED = 141, 143  # as a shell reports a program that SIGPIPE or SIGTERM ended
 
 
 class _Example(click.Command):
@@ -137,12 +141,46 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except WhitError as error:
         print(f"whit: {_printable(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+        sys.exit(_TERMINATED if _by_sigterm(error) else error.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        if _by_sigterm(error):
+            print("whit: stopped by SIGTERM", file=sys.stderr)
+            sys.exit(_TERMINATED)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, in a command that saves its state when it is interrupted."""
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """For the length of a block SIGTERM is as Ctrl-C, unless it has a meaning already."""
+
+    def interrupt(*_: object) -> None:
+        raise _Terminated
+
+    if (
+        signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _by_sigterm(error: BaseException | None) -> bool:
+    """Whether an error comes from SIGTERM."""
+    while error is not None and not isinstance(error, _Terminated):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _printable(text: str) -> str:
@@ -222,7 +260,8 @@ def _caller(command: Command) -> Callable[..., int]:
         settings = command.settings(**{**from_file, **stated})
         module, _, function = command.verb.partition(":")
         verb = getattr(importlib.import_module(module), function)
-        result = verb(settings, talk=Talk())
+        with _sigterm_interrupts() if command.trains else contextlib.nullcontext():
+            result = verb(settings, talk=Talk())
         if result is None:
             return 0
         if as_json:

@@ -13,7 +13,7 @@
     ├── ScoreError              exit 7   a scorer or reward that fails
     ├── StorageError            exit 8   the disk: full, read-only, not permitted
     ├── ClusterError            exit 13  a Ray cluster: not reached, of another whit, or its workers lost
-    └── Interrupted             exit 130 stopped by the user; state is saved
+    └── Interrupted             exit 130 stopped by the user (143: by SIGTERM); state is saved
 
 `whit eval` also answers with its verdict: 0 helped, 10 no worse, 11 harmed, 12 not enough data.
 A message says what happened, where, and what to do. This module knows nothing else of whit.

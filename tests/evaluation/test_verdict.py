@@ -132,6 +132,26 @@ def test_the_rows_that_would_settle_it_do(wins: int, losses: int, rows: int) -> 
     assert verdict_of(*more) is not Verdict.NOT_ENOUGH_DATA
 
 
+@pytest.mark.parametrize(
+    ("wins", "losses", "rows", "comes", "said"),
+    [
+        (0, 0, 20, Verdict.NO_WORSE, "show that it is no worse, not that it is better"),
+        (20, 18, 200, Verdict.NO_WORSE, "show that it is no worse, not that it is better"),
+        (5, 0, 5, Verdict.HELPED, "show that it helped"),
+        (3, 9, 60, Verdict.HARMED, "show that it harmed"),
+    ],
+)
+def test_what_more_rows_would_show_is_named(wins: int, losses: int, rows: int, comes: Verdict, said: str) -> None:
+    c = compare(*scores(wins, losses, rows - wins - losses))
+    assert c.needed_for is comes and f"about {c.rows_needed:,} rows would {said}" in c.sentence()
+    factor = 2 * c.rows_needed / rows
+    assert verdict_of(round(wins * factor), round(losses * factor), round(rows * factor)) is comes
+    plain = json.loads(json.dumps(c.to_json()))
+    assert plain["needed_for"] == str(comes) and Comparison.from_json(plain) == c
+    del plain["needed_for"]  # a card of before
+    assert "would settle it" in Comparison.from_json(plain).sentence()
+
+
 def test_format_is_told_from_skill() -> None:
     # The base knew 60 of 100 but said it in a sentence; the adapter knows the same and says it plainly.
     base = [Score(0.0, False, None, float(n < 60)) for n in range(100)]

@@ -124,10 +124,12 @@ def test_killed_while_writing_a_checkpoint(
     assert_same(folder, whole(kind)[0])
 
 
-@pytest.mark.parametrize("kind", ["xs", "lora"])
-def test_interrupted_from_the_keyboard(
+@pytest.mark.parametrize(
+    ("kind", "how", "code"), [("xs", signal.SIGINT, 130), ("lora", signal.SIGINT, 130), ("lora", signal.SIGTERM, 143)]
+)
+def test_interrupted_from_the_keyboard_or_terminated(
     whit: Commands, command: Callable[..., list[str]], whole: Callable[[str], tuple[Ended, float]], tmp_path: Path,
-    kind: str,
+    kind: str, how: int, code: int,
 ) -> None:  # fmt: skip
     folder = tmp_path / "out"
     running = whit.start(*command(kind, folder))
@@ -135,10 +137,10 @@ def test_interrupted_from_the_keyboard(
     while not state.exists():
         time.sleep(0.005)
     time.sleep(random.Random(time.time_ns()).uniform(0, 0.2))
-    running.send(signal.SIGINT)
+    running.send(how)
     stopped = running.wait()
     if stopped.code != 0:  # on a fast machine it may have ended just before
-        assert stopped.code == 130
+        assert stopped.code == code
         if "stopped at step" in stopped.stderr:
             assert "--resume" in stopped.error
         else:
@@ -160,6 +162,11 @@ def test_a_full_disk_while_saving_loses_nothing(
     assert [item.name for item in (folder / "state").iterdir()] == ["seed-0-run.safetensors"]
     ended = whit(*command("xs", folder, resume=True))
     assert ended.code == 0, ended.stderr
+    assert (
+        re.search(r"^seed 0: goes on from step [1-9]\d* of 23$", ended.stderr, re.M)
+        and "seed 1: goes" not in ended.stderr
+    )
+    assert "to train what is left, then" in ended.stderr and "to train 2 seeds, then" in full.stderr
     assert_same(folder, whole("xs")[0])
 
 

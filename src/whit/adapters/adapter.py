@@ -217,7 +217,7 @@ class Adapter:
             )
 
     def describe(self) -> dict[str, Any]:
-        """Kind, sizes and fingerprints, as plain values for a card."""
+        """Kind, sizes and fingerprints (None where there is none), as plain values."""
         about: dict[str, Any] = {
             "kind": self.kind,
             "numbers": self.numbers,
@@ -229,4 +229,5 @@ class Adapter:
             about |= {"modules": len(self.sparse.targets)}
         else:
             about |= {"rank": self._weights.rank, "alpha": self._weights.alpha}
-        return about | {"base": self.base, "basis": self.basis, "number_type": self.number_type}
+        number_type = self.number_type if self.is_compact else self._weights.number_type
+        return about | {"base": self.base or None, "basis": self.basis or None, "number_type": number_type}

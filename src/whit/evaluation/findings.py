@@ -12,7 +12,7 @@ from math import exp
 from typing import TYPE_CHECKING
 
 from whit.evaluation.card import Card
-from whit.evaluation.verdict import Comparison, Verdict, decide, points
+from whit.evaluation.verdict import Comparison, Verdict, decide, points, shows
 
 if TYPE_CHECKING:
     from whit.evaluation.report import Report
@@ -57,7 +57,7 @@ def lead(c: Comparison) -> list[str]:
             said.append(f"It looks {looks}, but the test does not confirm it (p = {c.p_value:.2g}).")
     if c.rows_needed:
         said.append(
-            f"If the next rows were like these, about {c.rows_needed:,} held-out rows would settle it; "
+            f"If the next rows were like these, about {c.rows_needed:,} held-out rows would {shows(c)}; "
             f"here are {c.rows:,}."
         )
     return said

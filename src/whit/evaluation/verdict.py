@@ -61,7 +61,8 @@ class Comparison:
     """Two systems on the same rows. Scores, differences and intervals are in [0, 1] or [-1, 1], not percent.
 
     `smallest_detectable` is None where so few rows could show nothing. `rows_needed` is None except
-    where the verdict is `not enough data`. `skill_*` compare lenient scores (format looked through);
+    where the verdict is `not enough data`, and `needed_for`, the verdict that so many would give, too.
+    `skill_*` compare lenient scores (format looked through);
     `format_difference` is what remains: difference - skill_difference. `mid_p` is None for graded scores.
     """
 
@@ -93,6 +94,7 @@ class Comparison:
     alpha: float = ALPHA
     power: float = POWER
     method: str = ""
+    needed_for: Verdict | None = None
 
     @property
     def format_only(self) -> bool:
@@ -104,6 +106,7 @@ class Comparison:
         """Plain values, `format_only` and `sentence` among them; `from_json` reads them back."""
         plain = asdict(self)
         plain["verdict"] = str(self.verdict)
+        plain["needed_for"] = self.needed_for and str(self.needed_for)
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
         return {**plain, "format_only": self.format_only, "sentence": self.sentence()}
 
@@ -111,9 +114,11 @@ class Comparison:
     def from_json(cls, plain: Mapping[str, Any]) -> Comparison:
         """Raises `DataError` where a part is missing."""
         try:
-            known = {field.name: plain[field.name] for field in fields(cls)}
+            known = {field.name: plain[field.name] for field in fields(cls) if field.name != "needed_for"}
             for name in ("interval", "base_interval", "tuned_interval", "skill_interval"):
                 known[name] = (float(known[name][0]), float(known[name][1]))
+            needed_for = plain.get("needed_for")  # not in cards made before there was one
+            known["needed_for"] = None if needed_for is None else Verdict(needed_for)
             return cls(**{**known, "verdict": Verdict(known["verdict"])})
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise DataError(f"not a comparison: {type(error).__name__} {error}; evaluate again") from error
@@ -153,9 +158,9 @@ def compare(
     verdict = decide(main.interval, main.p_value, margin=margin, alpha=alpha)
     if detectable is None:
         verdict = Verdict.NOT_ENOUGH_DATA
-    needed = None
+    needed, needed_for = None, None
     if verdict is Verdict.NOT_ENOUGH_DATA:
-        needed = _rows_needed(main.difference, main.discordance, rows, margin, alpha, power)
+        needed, needed_for = _rows_needed(main.difference, main.discordance, rows, margin, alpha, power)
     return Comparison(
         verdict=verdict,
         rows=rows,
@@ -185,6 +190,7 @@ def compare(
         alpha=alpha,
         power=power,
         method=main.method,
+        needed_for=needed_for,
     )
 
 
@@ -229,13 +235,16 @@ def _paired(base: Sequence[float], tuned: Sequence[float], graded: bool, draw: _
 
 def _rows_needed(
     difference: float, discordance: float, rows: int, margin: float, alpha: float, power: float
-) -> int | None:
-    """The fewest rows that would settle it if difference and discordance stayed as they are."""
-    ways = [statistics.rows_to_exclude_loss(difference, discordance, margin, alpha=alpha, power=power)]
+) -> tuple[int, Verdict] | tuple[None, None]:
+    """The fewest rows that would settle it if difference and discordance stayed as they are, and as what."""
+    ways: list[tuple[int | None, Verdict]] = []
     if difference:
-        ways.append(statistics.rows_to_show(difference, discordance, alpha=alpha, power=power))
-    least = min((way for way in ways if way is not None), default=None)
-    return None if least is None else max(least, rows + 1)
+        shown = Verdict.HELPED if difference > 0 else Verdict.HARMED
+        ways.append((statistics.rows_to_show(difference, discordance, alpha=alpha, power=power), shown))
+    excluded = statistics.rows_to_exclude_loss(difference, discordance, margin, alpha=alpha, power=power)
+    ways.append((excluded, Verdict.NO_WORSE))
+    known = [(max(way, rows + 1), verdict) for way, verdict in ways if way is not None]
+    return min(known, key=lambda way: way[0], default=(None, None))
 
 
 def points(share: float, *, sign: bool = False) -> str:
@@ -263,5 +272,14 @@ def describe(c: Comparison, tuned: str, base: str) -> str:
     if c.verdict is Verdict.NO_WORSE:
         loss = f"a loss of {points(c.margin)} points or more is excluded"
         return f"No worse: {tuned} is not shown to be better than {base}, but {loss}, {figures}."
-    more = f"; about {c.rows_needed:,} rows would settle it if this went on" if c.rows_needed else ""
+    more = f"; if this went on, about {c.rows_needed:,} rows would {shows(c)}" if c.rows_needed else ""
     return f"Not enough data to tell {tuned} from {base}, {figures}{more}."
+
+
+def shows(c: Comparison) -> str:
+    """What `rows_needed` rows would do: it is not always to show that it helped."""
+    return {
+        Verdict.HELPED: "show that it helped",
+        Verdict.HARMED: "show that it harmed",
+        Verdict.NO_WORSE: "show that it is no worse, not that it is better",
+    }.get(c.needed_for or Verdict.NOT_ENOUGH_DATA, "settle it")

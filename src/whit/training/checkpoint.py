@@ -54,3 +54,17 @@ def load_checkpoint(path: Path, *, run: str) -> tuple[dict[str, torch.Tensor], d
             "use the same ones to resume, or another --out to start anew"
         )
     return tensors, about
+
+
+def reached(path: Path | None, *, run: str) -> tuple[int, int] | None:
+    """The step that a checkpoint of that run is at, and its steps in all; None where there is none to go on from."""
+    from safetensors import SafetensorError, safe_open
+
+    if path is None or not path.is_file():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+        return (int(about["step"]), int(about["steps"])) if about["run"] == run else None
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None  # told when it is loaded

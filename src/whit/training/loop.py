@@ -242,6 +242,7 @@ class Loop(ABC):
         about: dict[str, Any] = {
             "run": self.plan.run,
             "step": self.step,
+            "steps": self.steps,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "losses": self.losses,

@@ -143,15 +143,20 @@ def best_of_seeds(
 
     `one` is given a fresh adapter, the seed's plan and what to call the run; `trained` looks into what it gives.
     """
+    from whit.training.checkpoint import reached
     from whit.training.loop import with_seed
 
     every: list[R] = []
     scores: dict[int, float] = {}
     for seed in range(settings.seed, settings.seed + settings.seeds):
         name = "training" if settings.seeds == 1 else f"seed {seed}"
+        own = with_seed(plan, seed)
+        known = reached(own.checkpoint, run=own.run)
+        if known:
+            talk.say(f"{name}: goes on from step {known[0]:,} of {known[1]:,}")
         bound = fresh(seed)
         try:
-            every.append(one(bound, with_seed(plan, seed), name))
+            every.append(one(bound, own, name))
         finally:
             bound.detach()
         about = trained(every[-1])

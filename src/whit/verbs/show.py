@@ -47,7 +47,7 @@ class ShowResult:
         lines.append(f"payload  {size(about['payload_bytes'])}, file {size(self.file_bytes)}")
         card = self.card
         name = f"{card['base']} " if card else ""
-        lines.append(f"base     {name}{about['base'][:16]}")
+        lines.append(f"base     {name}{(about['base'] or 'not known')[:16]}")
         if about["basis"]:
             lines.append(f"basis    {about['basis'][:16]}")
         if card:

@@ -390,9 +390,21 @@ def announce(
         f"plan     {plan.epochs:.3g} passes, {steps:,} steps of {plan.batch} rows, rate {plan.learning_rate:.3g}, "
         f"{plan.evaluations} evaluations on up to {settings.validation_rows} rows"
     )
-    seconds = _estimate(base, encoded, plan, examiner) * settings.seeds
-    runs = "" if settings.seeds == 1 else f" {settings.seeds} seeds"
-    talk.say(f"time     about {clock(seconds)} to train{runs}, then the proof")
+    left = _left(plan, settings.seeds)
+    seconds = _estimate(base, encoded, plan, examiner) * left
+    seeds = "" if settings.seeds == 1 else f" {settings.seeds} seeds"
+    more = " what is left" if left < settings.seeds else ""
+    talk.say(f"time     about {clock(seconds)} to train{more or seeds}, then the proof")
+
+
+def _left(plan: Plan, seeds: int) -> float:
+    """How many runs' steps are still to be made, of `seeds` runs: less than that where a resumed run has some."""
+    from whit.training.checkpoint import reached
+    from whit.training.loop import with_seed
+
+    plans = [with_seed(plan, seed) for seed in range(plan.seed, plan.seed + seeds)]
+    known = [reached(each.checkpoint, run=each.run) for each in plans]
+    return sum(1.0 if one is None else 1.0 - one[0] / one[1] for one in known)
 
 
 def _estimate(base: Base, encoded: Sequence[Encoded], plan: Plan, examiner: Examiner) -> float:
