@@ -68,7 +68,8 @@ class Card:
 
     `scorer` is a scorer's state (`restore_scorer`). `result` compares the adapter with the base on the
     held-out rows; each of `baselines`, by name, compares the adapter with that baseline on the same
-    rows: the baseline's own score is its `base`. `settings` are the training's, as plain values.
+    rows: the baseline's own score is its `base`. `settings` are the training's, as plain values. `run` is what the
+    command is known by, "" where it is not.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Card:
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     created: str = ""
+    run: str = ""
 
     @property
     def verdict(self) -> str:

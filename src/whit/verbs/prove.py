@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from whit.evaluation.report import Extra, System
     from whit.training.loop import Trained
 
+_OF_THE_MOMENT = ("out", "resume", "overwrite", "ray", "stop")  # options that make no other adapter
+
 
 def prove(
     settings: TrainSettings,
@@ -40,8 +42,9 @@ def prove(
     *,
     extras: Sequence[Extra] = (),
     remarks: Sequence[str] = (),
+    run: str = "",
 ) -> Card:
-    """Answer the held-out rows with every system; write card, report and answers; the card."""
+    """Answer the held-out rows with every system; write card, report and answers; the card, with its `run`."""
     from whit.evaluation.proof import changed_nothing, forgetting
     from whit.evaluation.report import Point, Report, save_report
     from whit.evaluation.verdict import compare
@@ -60,7 +63,7 @@ def prove(
     graded = examiner.scorer.graded
     result = compare(bare.scores, tuned.scores, graded=graded, seed=settings.seed)
     against = {other.name: compare(other.scores, tuned.scores, graded=graded, seed=settings.seed) for other in others}
-    card = _card(settings, examiner, split, trained, seeds, folder, result, against, kept)
+    card = _card(settings, examiner, split, trained, seeds, folder, result, against, kept, run)
     report = Report(
         card=card,
         rows=rows,
@@ -155,6 +158,7 @@ def _card(
     result: Any,
     against: dict[str, Any],
     kept: Any,
+    run: str,
 ) -> Card:
     import torch
 
@@ -203,12 +207,13 @@ def _card(
         versions=versions(),
         command=command_of(settings),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        run=run,
     )
 
 
 def _published(settings: TrainSettings) -> dict[str, Any]:
     """The settings for a card: the same wherever the files lay, and however often the run was resumed."""
-    plain = {key: value for key, value in as_plain(settings).items() if key not in ("out", "resume", "ray", "stop")}
+    plain = {key: value for key, value in as_plain(settings).items() if key not in _OF_THE_MOMENT}
     plain["data"] = settings.data.name
     plain["test_data"] = settings.test_data.name if settings.test_data else None
     return plain
@@ -221,7 +226,7 @@ def command_of(settings: TrainSettings) -> str:
     parts = ["whit", "train", settings.data.name]
     for part in fields(settings):
         value = getattr(settings, part.name)
-        if part.metadata["positional"] or value == part.default or part.name in ("resume", "out", "ray", "stop"):
+        if part.metadata["positional"] or value == part.default or part.name in _OF_THE_MOMENT:
             continue
         flag = f"--{part.name.replace('_', '-')}"
         if isinstance(value, bool):
