@@ -133,6 +133,7 @@ class TrainSettings(DataColumns):
     fsdp: bool = option(False, "--processes: each holds its share of the base's layers only (FSDP).")
     threads: int | None = option(None, "Threads to compute with (default: all cores).", least=1)
     resume: bool = option(False, "Go on from where an interrupted run of the same settings stopped.")
+    overwrite: bool = option(False, "Replace the adapter of another run, where --out holds one.")
     ray: str | None = option(
         None, "Train on the Ray cluster at this address (HOST:PORT, ray://HOST:PORT or auto), and fetch the adapter."
     )
@@ -196,6 +197,7 @@ class BakeSettings(DataColumns):
     checkpointing: bool = _as_in_training("checkpointing")
     threads: int | None = _as_in_training("threads")
     resume: bool = _as_in_training("resume")
+    overwrite: bool = _as_in_training("overwrite")
 
 
 @dataclass(frozen=True)
@@ -336,6 +338,7 @@ class CheckSettings(DataColumns):
     )
     base: str | None = option(None, "Also find rows beyond this base's context.")
     fix: Path | None = option(None, "Write a cleaned copy here and list each change.")
+    overwrite: bool = option(False, "--fix: replace another file that is there.")
     influence: bool = option(False, "Find the rows that hurt --adapter, and train again without them.")
     adapter: str | None = option(None, "--influence: folder of the adapter that was trained on these rows.")
     held_out: Path | None = option(None, "--influence: the rows it was proved on, where they are a file of their own.")

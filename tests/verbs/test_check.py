@@ -74,6 +74,22 @@ def test_fix_never_overwrites_what_was_read(data: Path) -> None:
         check(data, against=(data.with_name("x.jsonl"),), fix=data.with_name("x.jsonl"))
 
 
+def test_fix_replaces_another_file_only_when_asked(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "clean.jsonl"
+    check(data, fix=out)
+    first = out.read_bytes()
+    check(data, fix=out)  # the same again
+    assert out.read_bytes() == first
+    out.write_text("mine\n")
+    with pytest.raises(UsageError, match=r"clean.jsonl is there already.*--overwrite"):
+        check(data, fix=out)
+    with pytest.raises(UsageError, match=r"clean.jsonl is there already.*--overwrite"):
+        check(data, fix=out, influence=True, adapter="nowhere")
+    assert out.read_text() == "mine\n"
+    check(data, fix=out, overwrite=True)
+    assert out.read_bytes() == first
+
+
 def test_against_another_split(data: Path, tmp_path: Path) -> None:
     held = tmp_path / "held.jsonl"
     held.write_text('{"id": "h", "prompt": "Bravo text", "completion": "b"}\n')

@@ -264,7 +264,7 @@ def test_another_kind_in_the_same_folder_replaces_the_first(
 
     folder = tmp_path / "out"
     for kind in ("xs", "lora", "tiny"):
-        made = api.train(rows, out=folder, baselines=False, limit=40, **options(kind))
+        made = api.train(rows, out=folder, baselines=False, limit=40, overwrite=True, **options(kind))
         assert Adapter.load(folder).kind == kind == json.loads((folder / "card.json").read_text())["kind"]
         assert Adapter.load(folder).numbers == made.adapter.numbers
 
@@ -278,3 +278,8 @@ def test_the_folder_must_be_a_folder_of_its_own(rows: Path, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="is a file; name a folder"):
         api.train(rows, out=tmp_path / "file", base="nowhere")
     assert (tmp_path / "file").read_text() == "mine"
+    for name in ("n\x01", "two\nlines", "two\u2028lines", "\x9b31m"):
+        with pytest.raises(UsageError, match="has control characters in it") as told:
+            api.train(rows, out=tmp_path / name, base="nowhere")
+        assert str(told.value).isprintable()
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]

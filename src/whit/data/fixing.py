@@ -18,7 +18,7 @@ from whit.data.checking import answer_key, by_input
 from whit.data.consistency import Answers, variants
 from whit.data.problem import Problem
 from whit.data.rows import Row, Turn
-from whit.errors import DataError
+from whit.errors import DataError, UsageError
 from whit.files import atomic_write
 
 _REMOVED = {
@@ -63,12 +63,27 @@ def fix_rows(rows: Sequence[Row], problems: Sequence[Problem]) -> tuple[list[Row
     return kept, changes
 
 
-def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
-    """Write rows as JSON lines that `read_rows` reads back as they are. Raises `StorageError`."""
+def write_rows(path: str | Path, rows: Sequence[Row], *, overwrite: bool = True) -> None:
+    """Write rows as JSON lines that `read_rows` reads back as they are. Raises `StorageError`.
+
+    Without `overwrite` a file with anything else in it is not replaced, but a `UsageError`.
+    """
     if not rows:
         raise DataError(f"{path}: no row is left to write")
+    text = _lines(rows)
+    if not overwrite and Path(path).exists() and not _holds(Path(path), text):
+        raise UsageError(f"{path} is there already, with other content; name another file, or add --overwrite")
+    atomic_write(path, text)
+
+
+def _holds(path: Path, text: str) -> bool:
+    content = text.encode()
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _lines(rows: Sequence[Row]) -> str:
     plain = all(len(row.turns) == 1 and row.turns[0].role == "user" for row in rows)
-    atomic_write(path, "".join(json.dumps(_record(row, plain), ensure_ascii=False) + "\n" for row in rows))
+    return "".join(json.dumps(_record(row, plain), ensure_ascii=False) + "\n" for row in rows)
 
 
 def _record(row: Row, plain: bool) -> dict[str, object]:

@@ -70,7 +70,8 @@ class Card:
     `scorer` is a scorer's state (`restore_scorer`). `result` compares the adapter with the base on the
     held-out rows; each of `baselines`, by name, compares the adapter with that baseline on the same
     rows: the baseline's own score is its `base`. `settings` are the training's, as plain values. `baked`
-    says what `whit bake` made it from and what it found; "" where the rows' own answers were learned.
+    says what `whit bake` made it from and what it found; "" where the rows' own answers were learned. `run` is
+    what the command is known by, "" where it is not.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Card:
     command: str = ""
     baked: str = ""
     created: str = ""
+    run: str = ""
 
     @property
     def verdict(self) -> str:

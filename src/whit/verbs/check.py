@@ -90,7 +90,8 @@ def check(settings: CheckSettings, *, talk: Talk | None = None) -> CheckResult:
     """Check the rows of `settings.data`, also against other splits, and write a cleaned copy to `settings.fix`.
 
     With a `base` each row's length is counted in its tokens, under its chat template. Raises `DataError`
-    where the file cannot be read at all, and `UsageError` where `fix` would overwrite what was read.
+    where the file cannot be read at all, and `UsageError` where `fix` would overwrite what was read, or without
+    `overwrite` a file that holds anything else.
     """
     talk = talk or Talk(quiet=True)
     if settings.adapter and not settings.influence:
@@ -99,6 +100,8 @@ def check(settings: CheckSettings, *, talk: Talk | None = None) -> CheckResult:
     for path in (settings.data, *settings.against):
         if fix is not None and Path(fix).resolve() == Path(path).resolve():
             raise UsageError(f"--fix {fix} would overwrite the data; name another file")
+    if fix is not None and settings.influence and not settings.overwrite and Path(fix).exists():
+        raise UsageError(f"--fix {fix} is there already; name another file, or add --overwrite")
 
     def reading(path: Path) -> Reading:
         # The same columns, where they were named; each file's others are found by their own names.
@@ -133,7 +136,7 @@ def check(settings: CheckSettings, *, talk: Talk | None = None) -> CheckResult:
     kept, changes = fix_rows(rows, problems)
     changes += [f"{row.id}: removed (hurts: {hurting[row.id]})" for row in kept if row.id in hurting]
     kept = [row for row in kept if row.id not in hurting]
-    write_rows(fix, kept)
+    write_rows(fix, kept, overwrite=settings.overwrite)
     return replace(result, fixed=str(fix), kept=len(kept), changes=tuple(changes))
 
 

@@ -20,7 +20,7 @@ from whit.errors import DataError, UsageError
 from whit.settings import BY_REWARD, TrainSettings
 from whit.talk import Talk, size
 from whit.verbs import common
-from whit.verbs.runs import read_and_split
+from whit.verbs.runs import out_folder, read_and_split
 from whit.verbs.train import TrainResult
 from whit.verbs.train import train as train_one
 
@@ -113,7 +113,7 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
         raise UsageError("--accumulate does not go with --per; to save memory take a smaller --batch")
     if settings.learn_basis and settings.kind == "xs":
         raise UsageError("--learn-basis is for tiny adapters: those of kind xs have no drawn directions to learn")
-    column = str(settings.per)
+    column, folder = str(settings.per), out_folder(settings)
     split = read_and_split(settings, talk)
     learn, choose, held = (
         [(_user(row, column), row) for row in part] for part in (split.train, split.validation, split.test)
@@ -188,7 +188,6 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
         ]
     finally:
         bound.detach()
-    folder = settings.out or Path(settings.data.stem)
     about = _report([user for user, _ in held], scores, found, users)
     names = {user: _name(user) for user in users}
     if found.basis is not None:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from whit.evaluation.report import Extra, System
     from whit.training.loop import Trained
 
-_UNSAID = ("resume", "ray", "stop", "teacher_key")  # options that a card's command leaves out
+_OF_THE_MOMENT = ("out", "resume", "overwrite", "ray", "stop")  # options that make no other adapter
+_UNSAID = ("resume", "overwrite", "ray", "stop", "teacher_key")  # options that a card's command leaves out
 
 
 def prove(
@@ -43,8 +44,9 @@ def prove(
     extras: Sequence[Extra] = (),
     remarks: Sequence[str] = (),
     last: Callable[[Card, System, System], tuple[Card, Sequence[Extra]]] | None = None,
+    run: str = "",
 ) -> Card:
-    """Answer the held-out rows with every system; write card, report and answers; the card.
+    """Answer the held-out rows with every system; write card, report and answers; the card, with its `run`.
 
     `last` is given the card, base and adapter, and says what is to be added to card and report.
     """
@@ -66,7 +68,7 @@ def prove(
     graded = examiner.scorer.graded
     result = compare(bare.scores, tuned.scores, graded=graded, seed=settings.seed)
     against = {other.name: compare(other.scores, tuned.scores, graded=graded, seed=settings.seed) for other in others}
-    card = _card(settings, examiner, split, trained, seeds, folder, result, against, kept)
+    card = _card(settings, examiner, split, trained, seeds, folder, result, against, kept, run)
     if last is not None:
         card, more = last(card, bare, tuned)
         extras = [*extras, *more]
@@ -164,6 +166,7 @@ def _card(
     result: Any,
     against: dict[str, Any],
     kept: Any,
+    run: str,
 ) -> Card:
     import torch
 
@@ -209,6 +212,7 @@ def _card(
         versions=versions(),
         command=command_of(settings),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        run=run,
     )
 
 
@@ -222,7 +226,7 @@ def digest_of(split: Split) -> str:
 
 def _published(settings: TrainSettings) -> dict[str, Any]:
     """The settings for a card: the same wherever the files lay, and however often the run was resumed."""
-    plain = {key: value for key, value in as_plain(settings).items() if key not in ("out", "resume", "ray", "stop")}
+    plain = {key: value for key, value in as_plain(settings).items() if key not in _OF_THE_MOMENT}
     plain["data"] = settings.data.name
     plain["test_data"] = settings.test_data.name if settings.test_data else None
     return plain

@@ -18,6 +18,7 @@ from whit.errors import ClusterError, DataError, UsageError
 from whit.settings import TrainSettings, as_plain
 from whit.talk import Talk, size
 from whit.verbs import common, runs
+from whit.verbs.folders import require_replaceable
 from whit.verbs.train import TrainResult
 
 _JOB = "train"
@@ -64,7 +65,9 @@ def train_remote(settings: TrainSettings, *, talk: Talk | None = None) -> TrainR
     settings = common.quantised(settings)
     refuse(settings)
     folder = runs.out_folder(settings)
-    runs.read_and_split(settings, Talk(quiet=True))  # rows that cannot be used are told before they are sent
+    split = runs.read_and_split(settings, Talk(quiet=True))  # rows that cannot be used are told before they are sent
+    if not settings.stop:
+        require_replaceable(folder, settings, runs.command_key(settings, split))
     luggage = pack(settings)
     key = key_of(luggage)
 
@@ -138,7 +141,7 @@ def pack(settings: TrainSettings, *, read: Callable[[Path], bytes] | None = None
     out = Path("out") / runs.out_folder(settings).resolve().name
     sent = replace(
         settings, data=data, test_data=held, base=join_name(base, method) if method else base, out=out, ray=None,
-        resume=False, stop=False, threads=None,
+        resume=False, overwrite=False, stop=False, threads=None,
     )  # fmt: skip
     return Luggage(files, sent, digest)
 

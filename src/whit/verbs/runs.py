@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from whit.errors import DataError, StorageError, UsageError
 from whit.settings import TrainSettings, as_plain
 from whit.talk import Talk, clock, size
 from whit.verbs import common
+from whit.verbs.folders import require_replaceable
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +42,7 @@ _STATE = "state"
 # Rows and base are known by their content, wherever they lie.
 _NOT_PART_OF_A_RUN = (
     "data", "test_data", "base", "out", "resume", "threads", "baselines", "shots", "checkpointing", "processes",
-    "fsdp", "ray", "stop",
+    "fsdp", "ray", "stop", "overwrite",
 )  # fmt: skip
 R = TypeVar("R")
 P = TypeVar("P", bound="Pace")
@@ -48,7 +50,10 @@ P = TypeVar("P", bound="Pace")
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: rows, base, the key `run` that it is known by, and the folder `state` for its checkpoints."""
+    """Where a run begins: rows, base, the key `run` that it is known by, and the folder `state` for its checkpoints.
+
+    `command` is the key of the same command, whatever the base: what its adapter is known by.
+    """
 
     settings: TrainSettings
     folder: Path
@@ -56,6 +61,7 @@ class Start:
     base: Base
     run: str
     state: Path
+    command: str = ""
 
     def introduce(self, talk: Talk) -> None:
         """Say what it works with."""
@@ -95,7 +101,7 @@ class Start:
             talk.say(f"note: {remark}")
         card = prove(
             settings or self.settings, examiner, self.split, trained, seeds, self.folder, talk,
-            extras=extras, remarks=remarks, last=last,
+            extras=extras, remarks=remarks, last=last, run=self.command,
         )  # fmt: skip
         for leftover in self.state.glob("*"):
             leftover.unlink()
@@ -109,16 +115,19 @@ def start(
     *,
     split: Callable[[TrainSettings, Talk], Split] | None = None,
     load: Callable[[], Base] | None = None,
+    more: str = "",
 ) -> Start:
     """Read and split the rows, then load the base. Raises `UsageError`, `DataError`, `BaseError`.
 
-    Its settings are those given, with what they leave to the base.
+    Its settings are those given, with what they leave to the base; `more` is what else makes it the run it is.
     """
     from whit.training.reward import PROMPTS
     from whit.training.sft import default_batch
 
     folder = out_folder(settings)
     rows = (split or read_and_split)(settings, talk)
+    command = command_key(settings, rows, more)
+    require_replaceable(folder, settings, command)
     plainly = functools.partial(
         common.open_base, settings.base, dtype=settings.dtype, device=settings.device, threads=settings.threads,
         talk=talk,
@@ -126,7 +135,7 @@ def start(
     base = (load or plainly)()
     settings = replace(settings, batch=settings.batch or (PROMPTS if settings.reward else default_batch(base)))
     run = run_key(settings, rows, base)
-    return Start(settings, folder, rows, base, run, state_folder(folder, settings, run))
+    return Start(settings, folder, rows, base, run, state_folder(folder, settings, run), command)
 
 
 def best_of_seeds(
@@ -222,8 +231,10 @@ def chosen_places(
 
 
 def out_folder(settings: TrainSettings) -> Path:
-    """The folder to write to. Raises `UsageError` where that is the data, or a file."""
+    """The folder to write to. Raises `UsageError` where that is the data, a file, or no name to print."""
     folder = settings.out or Path(settings.data.stem)
+    if any(unicodedata.category(each) in ("Cc", "Zl", "Zp") for each in str(folder)):
+        raise UsageError(f"{str(folder)!r} has control characters in it; name another folder with --out")
     if folder.resolve() == settings.data.resolve():
         raise UsageError(f"{folder} is the data; name another folder for the adapter with --out")
     if folder.exists() and not folder.is_dir():
@@ -298,13 +309,25 @@ def without_held_out(rows: Sequence[Row], held: Sequence[Row], settings: TrainSe
 
 def run_key(settings: TrainSettings, split: Split, base: Base) -> str:
     """What makes a run the same run: settings, rows and base."""
+    digest = _digest(settings, split)
+    digest.update(base.fingerprint.encode() + base.dtype.encode())
+    return digest.hexdigest()
+
+
+def command_key(settings: TrainSettings, split: Split, more: str = "") -> str:
+    """What makes a command the same command, as far as is known before the base is: settings and rows."""
+    digest = _digest(settings, split)
+    digest.update(more.encode())
+    return digest.hexdigest()
+
+
+def _digest(settings: TrainSettings, split: Split) -> hashlib._Hash:
     plain = {key: value for key, value in as_plain(settings).items() if key not in _NOT_PART_OF_A_RUN}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for rows in (split.train, split.validation, split.test):
         for row in rows:
             digest.update(f"\n{row.id}\0{content_key(row.turns)}\0{row.completion}".encode())
-    digest.update(base.fingerprint.encode() + base.dtype.encode())
-    return digest.hexdigest()
+    return digest
 
 
 def state_folder(folder: Path, settings: TrainSettings, run: str) -> Path:

@@ -23,6 +23,7 @@ from whit.files import atomic_write
 from whit.settings import SweepSettings, as_plain
 from whit.talk import Talk, clock
 from whit.verbs import common, runs
+from whit.verbs.folders import require_own_readme
 from whit.verbs.grid import Variant, read_grid
 from whit.verbs.remote import Stopped
 from whit.verbs.train import TrainResult
@@ -80,6 +81,13 @@ def sweep(settings: SweepSettings, *, talk: Talk | None = None) -> SweepResult |
     talk = talk or Talk(quiet=True)
     variants = read_grid(settings)
     folder = runs.out_folder(variants[0].settings)
+    require_own_readme(folder)
+    if (
+        not (settings.resume or settings.stop)
+        and (folder / common.CARD_NAME).exists()
+        and not (folder / TABLE_NAME).exists()
+    ):
+        raise UsageError(f"{folder} holds an adapter that no sweep made; choose another --out, or remove it")
     runs.read_and_split(variants[0].settings, talk)  # rows that cannot be used are told before anything is begun
     if settings.ray:
         from whit.verbs.remote_sweep import swept
