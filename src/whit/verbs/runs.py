@@ -114,11 +114,14 @@ def start(
 
     Its settings are those given, with what they leave to the base.
     """
+    from whit.evaluation.scoring import require_known
     from whit.training.reward import PROMPTS
     from whit.training.sft import default_batch
 
     folder = out_folder(settings)
     rows = (split or read_and_split)(settings, talk)
+    if not settings.reward:  # which has a say in what proves it, and has said it
+        require_known(settings.score)
     plainly = functools.partial(
         common.open_base, settings.base, dtype=settings.dtype, device=settings.device, threads=settings.threads,
         talk=talk,
