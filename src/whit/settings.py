@@ -73,7 +73,9 @@ class TrainSettings(DataColumns):
         ("all",), "Projections to adapt: all, q_proj, …, or a pattern such as '*.layers.3.*'.", many=True
     )
     number_type: str = option("bfloat16", "How vector adapters store their numbers.", choices=NUMBER_TYPES)
-    score: str = option("auto", "How answers are scored: auto, label, exact, numeric, json, or module:function.")
+    score: str = option(
+        "auto", "How answers are scored: auto, label, exact, numeric, json, json-fields, or module:function."
+    )
     group_column: str | None = option(None, "Column whose rows must stay on one side of the split (a customer, say).")
     validation: float = option(0.1, "Share of rows that choose the best step.", least=0.0, most=0.8)
     test: float = option(0.2, "Share of rows held out for the verdict.", least=0.0, most=0.8)
@@ -88,7 +90,7 @@ class TrainSettings(DataColumns):
         None, "Rows in a step (default: 4; 8 for bases below 20 M parameters, 16 below 2 M; by reward 4).", least=1
     )
     accumulate: int = option(1, "Parts a step is computed in, to save memory.", least=1)
-    learning_rate: float | None = option(None, "Peak learning rate (default: by kind and optimiser).")
+    learning_rate: float | None = option(None, "Peak learning rate (default: by kind and optimiser).", least=1e-9)
     warmup: float = option(0.03, "Share of the steps in which the learning rate rises.", least=0.0, most=1.0)
     optimizer: str = option(
         "adam",
@@ -117,7 +119,7 @@ class TrainSettings(DataColumns):
     )
     seed: int = option(0, "Seed of the split, the order of rows and the starting point.", least=0)
     shots: tuple[int, ...] = option(
-        (2, 4, 8), "Few-shot baselines to try; the best on validation is reported.", many=True
+        (2, 4, 8), "Few-shot baselines to try; the best on validation is reported.", many=True, least=1
     )
     baselines: bool = option(True, "Measure the baselines (few-shot, null adapter, linear classifier).")
     max_tokens: int | None = option(None, "Longest answer in tokens (default: by the training answers).", least=1)

@@ -17,6 +17,7 @@ from commands import Commands
 
 import whit as api
 from whit.errors import UsageError
+from whit.evaluation.scoring import KINDS
 from whit.settings import ChatSettings, EvalSettings, RunSettings
 from whit.testing import write_tiny_base
 from whit.verbs import common
@@ -103,6 +104,10 @@ def test_columns_that_are_not_there_name_those_that_are(whit: Commands, base: Pa
         (["--numbers", "13", "--kind", "xs"], 2, "--rank"),
         (["--kind", "lora", "--optimizer", "natural"], 2, "use adam for lora"),
         (["--kind", "lora", "--alpha", "-2"], 2, "alpha"),
+        (["--kind", "tiny", "--groups", "99"], 2, "--groups 99: more than the 14 modules"),
+        (["--max-tokens", "99999"], 2, "reads 160 tokens"),
+        (["--shots", "0"], 2, "--shots"),
+        (["--shots", "-1"], 2, "--shots"),
         (["--targets", "nothing_of_this_name"], 2, "nothing_of_this_name"),
         (["--score", "numeric"], 3, "numeric"),
         (["--score", "no.module:f"], 2, "no.module"),
@@ -117,6 +122,28 @@ def test_options_that_cannot_be(
     ended = whit("train", "rows.jsonl", "--base", base, *flags, cwd=tmp_path)
     assert ended.code == code and said in ended.error, ended.stderr
     assert not (tmp_path / "rows").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [["--score", "nosuch"], ["--score", "no.module:f"], ["--learning-rate", "-1"], ["--learning-rate", "0"]]
+)
+def test_cheap_mistakes_are_told_before_a_base_is_loaded(
+    whit: Commands, base: Path, rows: Path, trained: Callable[[str], Any], tmp_path: Path, flags: list[str]
+) -> None:
+    ended = whit("train", rows, "--base", base, *flags, cwd=tmp_path)
+    said = "no.module" if ":" in flags[1] else flags[0]
+    assert ended.code == 2 and said in ended.error and "Loading" not in ended.stderr
+    if flags[0] == "--score":
+        ended = whit("eval", trained("xs").folder, rows, "--limit", "5", *flags, cwd=tmp_path)
+        assert ended.code != 0 and "Loading" not in ended.stderr
+        (tmp_path / "grid.toml").write_text(f'data = "{rows}"\n[train]\nscore = "{flags[1]}"\n[grid]\nrank = [1, 2]\n')
+        ended = whit("sweep", "grid.toml", cwd=tmp_path)
+        assert ended.code == 2 and "Loading" not in ended.stderr
+
+
+def test_the_help_names_every_scorer(whit: Commands) -> None:
+    shown = "".join(whit("train", "--help").stdout.split())  # a line may end after a hyphen
+    assert all(kind in shown for kind in KINDS)
 
 
 def test_a_file_of_options_with_a_typo_names_the_right_one(whit: Commands, base: Path, tmp_path: Path) -> None:

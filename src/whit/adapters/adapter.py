@@ -40,6 +40,21 @@ class Adapter:
     `kind` is `tiny`, `xs`, `sparse` or `lora`; `base` and `basis` are fingerprints (16 or more hex characters; `basis`
     is empty for `sparse` and `lora`). Exactly one of `vector` (float32, shape (numbers,)) and `lora` is set; with the
     vector comes its `spec` or, of a sparse adapter, `sparse`.
+
+    >>> import tempfile, whit
+    >>> from whit.adapters.tunable import tune_vector
+    >>> from whit.adapters.vector import tiny_spec
+    >>> from whit.testing import write_tiny_base
+    >>> base = whit.load_base(write_tiny_base(tempfile.mkdtemp()))
+    >>> spec = tiny_spec(range(14), 13)
+    >>> bound = tune_vector(base, spec)  # in training; here the numbers are made up
+    >>> adapter = whit.Adapter.from_vector(spec, np.full(13, 0.5, np.float32), bound.basis)
+    >>> bound.detach()
+    >>> adapter.kind, adapter.numbers, adapter.payload_bytes
+    ('tiny', 13, 26)
+    >>> whit.Adapter.load(adapter.to_text()).numbers
+    13
+    >>> whit.bind(base, adapter).detach()  # in its place, and out again
     """
 
     kind: str

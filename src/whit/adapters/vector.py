@@ -97,6 +97,8 @@ def tiny_spec(
     Raises `UsageError` with the nearest budgets where `numbers` cannot be reached.
     """
     modules, square = len(targets), rank * rank
+    if groups and groups > modules:
+        raise UsageError(f"--groups {groups}: more than the {modules} modules that are adapted; give fewer")
     choices = [groups] if groups else _groupings(numbers, modules, square)
     for choice in choices:
         fits = choice <= modules and numbers % choice == 0 and numbers // choice <= (modules // choice) * square

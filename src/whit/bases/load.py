@@ -82,6 +82,12 @@ def load_base(name: str | Path, *, dtype: str = "auto", device: str = "cpu", qua
     `dtype` is `auto` (what this machine computes a base of this size fastest in), `float32` or `bfloat16`; `quantize`
     says the same as the suffix; `device` is `cpu`, `cuda` or `cuda:N`. Raises `BaseError` for a base that is unknown,
     absent, damaged, not supported, or larger than the memory, and `UsageError` for a device that is not here.
+
+    >>> import tempfile
+    >>> from whit.testing import write_tiny_base
+    >>> base = load_base(write_tiny_base(tempfile.mkdtemp()), dtype="float32")
+    >>> base.context, base.dtype, base.decode(base.encode("pay by card"))
+    (256, 'float32', 'pay by card')
     """
     require_device(device)
     if isinstance(name, str):

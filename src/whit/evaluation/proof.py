@@ -17,7 +17,7 @@ import numpy as np
 
 from whit.data.rows import Row
 from whit.data.templates import Encoded, encode_rows
-from whit.errors import AdapterError, DataError, ScoreError
+from whit.errors import AdapterError, DataError, ScoreError, UsageError
 from whit.evaluation.card import Forgetting
 from whit.evaluation.report import System
 from whit.evaluation.scoring import Score, Scorer
@@ -34,7 +34,7 @@ PLAIN_TEXT = "plain.txt"
 class Examiner:
     """Answers rows with one base, one instruction and one scorer. `max_tokens` bounds an answer.
 
-    `examples` stand before every row as earlier turns.
+    `examples` stand before every row as earlier turns. Raises `UsageError` for answers that no context could hold.
     """
 
     base: Base
@@ -42,6 +42,13 @@ class Examiner:
     instruction: str | None
     max_tokens: int
     examples: tuple[Row, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens >= self.base.context:
+            raise UsageError(
+                f"--max-tokens {self.max_tokens}: {self.base.name} reads {self.base.context:,} tokens, prompt and "
+                "answer together; give fewer"
+            )
 
     @property
     def stop_id(self) -> int:

@@ -305,8 +305,7 @@ def make_scorer(kind: str, rows: Sequence[Row], *, module_function: str | None =
     if module_function is not None or ":" in kind:
         name = module_function or kind
         return FunctionScorer(load_function(name), name)
-    if kind not in KINDS:
-        raise UsageError(f"--score {kind}: unknown; choose one of {', '.join(KINDS)}, or module:function")
+    require_known(kind)
     if not rows:
         raise DataError("no rows to learn the form of the answers from; give at least one training row")
     if kind == "auto":
@@ -332,6 +331,14 @@ def make_scorer(kind: str, rows: Sequence[Row], *, module_function: str | None =
             raise DataError(f"--score {kind}: no JSON in the answer of {_some(broken)}; mend or drop them")
         return JsonScorer.of(rows, by_field=kind == "json-fields", reason=reason)
     return ExactScorer(reason)
+
+
+def require_known(kind: str) -> None:
+    """Raise `UsageError` where there is no scorer of that kind, or no such function; no row is needed for that."""
+    if ":" in kind:
+        load_function(kind)
+    elif kind not in KINDS:
+        raise UsageError(f"--score {kind}: unknown; choose one of {', '.join(KINDS)}, or module:function")
 
 
 def restore_scorer(state: Mapping[str, Any], *, function: str | None = None) -> Scorer:

@@ -21,6 +21,7 @@ from whit.settings import BakeSettings, TrainSettings
 from whit.talk import Talk
 from whit.verbs import common, runs
 from whit.verbs.baked import BakeResult, report_on, tokens_before
+from whit.verbs.needs import require_needs
 from whit.verbs.teaching import compare_first, digest_of, open_endpoint, teacher_answers, teacher_distributions
 from whit.verbs.train import announce, plan_of, require_memory, shape_of
 
@@ -46,6 +47,7 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     """
     talk = talk or Talk(quiet=True)
     common.require_finite(settings)
+    require_needs(settings)
     settings = common.quantised(settings)
     guide, examples = read_guide(settings.guide), read_examples(settings)
     endpoint = open_endpoint(settings, talk)

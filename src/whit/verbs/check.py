@@ -19,6 +19,7 @@ from whit.errors import UsageError
 from whit.settings import CheckSettings
 from whit.talk import Talk
 from whit.verbs.common import CONTRACT
+from whit.verbs.needs import require_needs
 
 if TYPE_CHECKING:
     from whit.verbs.influence import InfluenceReport
@@ -94,8 +95,7 @@ def check(settings: CheckSettings, *, talk: Talk | None = None) -> CheckResult:
     `overwrite` a file that holds anything else.
     """
     talk = talk or Talk(quiet=True)
-    if settings.adapter and not settings.influence:
-        raise UsageError("--adapter is for --influence; add that too")
+    require_needs(settings)
     fix = settings.fix
     for path in (settings.data, *settings.against):
         if fix is not None and Path(fix).resolve() == Path(path).resolve():

@@ -76,11 +76,6 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
         raise DataError(f"{settings.data}: all {len(rows):,} rows were seen in training; give rows that it never saw")
     if len(fresh) < len(rows):
         talk.say(f"{len(rows) - len(fresh):,} of {len(rows):,} rows were seen in training and are left out")
-    base = common.open_base(
-        special.base_name(settings.base), dtype=settings.dtype, device=settings.device, threads=settings.threads,
-        talk=talk,
-    )  # fmt: skip
-
     from whit.evaluation.proof import Examiner, longest_answer, null_adapter
     from whit.evaluation.scoring import restore_scorer
     from whit.evaluation.verdict import compare
@@ -91,6 +86,10 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
         scorer = named_scorer(settings.score or "auto", fresh)
     else:
         scorer = restore_scorer(card.scorer)
+    base = common.open_base(
+        special.base_name(settings.base), dtype=settings.dtype, device=settings.device, threads=settings.threads,
+        talk=talk,
+    )  # fmt: skip
     instruction = settings.instruction or special.instruction
     known = card.settings.get("max_tokens") if card else None
     most = settings.max_tokens or (int(known) if isinstance(known, int) else longest_answer(fresh, base))

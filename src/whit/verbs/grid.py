@@ -27,6 +27,7 @@ from typing import Any
 from whit.configuration import checked, nearest
 from whit.errors import UsageError
 from whit.settings import BY_REWARD, SweepSettings, TrainSettings
+from whit.verbs.needs import fitted, require_needs
 
 #: What a variant may vary.
 VARIED = (
@@ -148,6 +149,15 @@ def _variant(
         raise UsageError(f"{path}: {called}: a sweep trains on answers; kind auto and optimizers by reward do not go")
     if ":" in settings.score:
         raise UsageError(f"{path}: score {settings.score}: a sweep scores by whit's own scorers")
+    from whit.evaluation.scoring import require_known
+
+    require_known(settings.score)
+    # What all variants share is for those that can use it; what one varies must make it another one.
+    settings = replace(fitted(settings), **own)
+    try:
+        require_needs(settings)
+    except UsageError as error:
+        raise UsageError(f"{path}: {called}: {error}") from error
     return Variant(called, settings, own)
 
 

@@ -19,6 +19,7 @@ from whit.talk import Talk, clock
 from whit.verbs import common, runs
 from whit.verbs import reward as by_reward
 from whit.verbs import train as supervised
+from whit.verbs.needs import fitted, require_needs
 
 if TYPE_CHECKING:
     from whit.bases import Base
@@ -222,6 +223,7 @@ class _Trainer:
 
 def _refuse(settings: TrainSettings) -> None:
     common.require_finite(settings)
+    require_needs(settings)
     for name in ("numbers", "rank", "groups", "per", "warm_start"):
         if getattr(settings, name):
             raise UsageError(f"--kind auto chooses the size; take out --{name.replace('_', '-')}, or name a --kind")
@@ -238,7 +240,7 @@ def _sizes(settings: TrainSettings, base: Base) -> list[tuple[str, TrainSettings
         if kind == "lora" and settings.optimizer in ("es", "cma", "natural"):
             continue
         size_of: dict[str, Any] = {"numbers": amount} if kind == "tiny" else {"rank": amount}
-        own = replace(settings, kind=kind, **size_of)
+        own = fitted(replace(settings, kind=kind, **size_of))
         try:
             supervised.shape_of(own, base)
         except UsageError:

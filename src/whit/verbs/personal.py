@@ -20,6 +20,7 @@ from whit.errors import DataError, UsageError
 from whit.settings import BY_REWARD, TrainSettings
 from whit.talk import Talk, size
 from whit.verbs import common
+from whit.verbs.needs import require_needs
 from whit.verbs.runs import out_folder, read_and_split
 from whit.verbs.train import TrainResult
 from whit.verbs.train import train as train_one
@@ -63,6 +64,7 @@ class PersonalResult:
 
 def command(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult | PersonalResult | Stopped:
     """`whit train`: for everyone or for each, from answers or by reward, in one size or in the smallest that does."""
+    require_needs(settings)
     if settings.ray:
         from whit.verbs.remote import train_remote
 
@@ -107,6 +109,7 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
     """Train a vector for each value of the column `--per`, and prove what they do."""
     talk = talk or Talk(quiet=True)
     common.require_finite(settings)
+    require_needs(settings)
     if settings.kind == "lora" or settings.optimizer != "adam":
         raise UsageError("--per trains tiny or xs adapters with adam")
     if settings.accumulate > 1:
@@ -115,6 +118,10 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
         raise UsageError("--learn-basis is for tiny adapters: those of kind xs have no drawn directions to learn")
     column, folder = str(settings.per), out_folder(settings)
     split = read_and_split(settings, talk)
+
+    from whit.evaluation.scoring import require_known
+
+    require_known(settings.score)
     learn, choose, held = (
         [(_user(row, column), row) for row in part] for part in (split.train, split.validation, split.test)
     )

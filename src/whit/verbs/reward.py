@@ -18,6 +18,7 @@ from whit.settings import BY_REWARD, TrainSettings
 from whit.talk import Talk, size
 from whit.verbs import common, runs
 from whit.verbs import train as supervised
+from whit.verbs.needs import require_needs
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +92,7 @@ def train_reward(settings: TrainSettings, *, talk: Talk | None = None) -> Reward
 def prepared(settings: TrainSettings) -> TrainSettings:
     """The settings with their optimiser named and their rows there. Raises `UsageError` for what cannot be."""
     common.require_finite(settings)
+    require_needs(settings)
     if settings.per:
         raise UsageError("--per and --reward cannot be together")
     if settings.optimizer == "natural":

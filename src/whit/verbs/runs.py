@@ -121,6 +121,7 @@ def start(
 
     Its settings are those given, with what they leave to the base; `more` is what else makes it the run it is.
     """
+    from whit.evaluation.scoring import require_known
     from whit.training.reward import PROMPTS
     from whit.training.sft import default_batch
 
@@ -128,6 +129,8 @@ def start(
     rows = (split or read_and_split)(settings, talk)
     command = command_key(settings, rows, more)
     require_replaceable(folder, settings, command)
+    if not settings.reward:  # which has a say in what proves it, and has said it
+        require_known(settings.score)
     plainly = functools.partial(
         common.open_base, settings.base, dtype=settings.dtype, device=settings.device, threads=settings.threads,
         talk=talk,

@@ -20,6 +20,7 @@ from whit.errors import UsageError
 from whit.settings import BY_REWARD, TrainSettings, as_plain
 from whit.talk import Talk, clock, size
 from whit.verbs import common, runs
+from whit.verbs.needs import require_needs
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,7 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
         talk = Talk(quiet=True)  # torchrun's first process speaks for all
     common.require_finite(settings)
+    require_needs(settings)
     settings = common.quantised(settings)
     if settings.per:
         raise UsageError("a vector for each user is trained by whit.verbs.personal.train_personal")
@@ -262,6 +264,7 @@ def shape_of(
 
     require_shape(settings)
     kind = settings.kind or ("tiny" if settings.numbers or settings.groups else default_kind(base))
+    require_needs(replace(settings, kind=kind))  # now that it is known what the base chose
     every = all_targets(name for name, _ in base.model.named_modules())
     targets = select_targets(every, settings.targets)
     indices = [target.index for target in targets]
