@@ -22,7 +22,7 @@ from whit import cli
 from whit.testing import write_tiny_base
 
 ROOT = Path(__file__).resolve().parent.parent
-HOWTOS = sorted((ROOT / "docs").glob("howto-*.md"))
+HOWTOS = sorted((ROOT / "docs").glob("howto-*.md"), key=lambda page: "first" not in page.stem)
 
 
 def load(path: str) -> ModuleType:

@@ -51,13 +51,13 @@ def test_groups_are_kept(tmp_path: Path) -> None:
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     rows = [Row("a", (Turn("user", ""),), "x")]
-    kept, changes = fix_rows(rows, [Problem("empty", ("a",), "no prompt: a")])
-    assert kept == [] and changes == ["a: removed (empty)"]
+    kept, changes, left = fix_rows(rows, [Problem("empty", ("a",), "no prompt: a")])
+    assert kept == [] and changes == ["a: removed (empty)"] and left == []
     with pytest.raises(DataError, match="no row is left"):
         write_rows(tmp_path / "rows.jsonl", kept)
 
 
 def test_what_is_left_alone_is_said() -> None:
     rows = [Row("a", (Turn("user", "q"),), "x"), Row("b", (Turn("user", "r"),), "y")]
-    kept, changes = fix_rows(rows, [Problem("imbalance", ("a",), "…"), Problem("rare-label", ("b",), "…")])
-    assert kept == rows and changes == ["left as it is: 1 × imbalance", "left as it is: 1 × rare-label"]
+    kept, changes, left = fix_rows(rows, [Problem("imbalance", ("a",), "…"), Problem("rare-label", ("b",), "…")])
+    assert kept == rows and changes == [] and left == ["1 × imbalance", "1 × rare-label"]

@@ -124,6 +124,15 @@ def test_labels_are_spelt_as_most_rows_spell_them() -> None:
     assert make_scorer("label", rows_of("spam", "Ok", "Spam", "Spam", "Ok")).labels == ("Spam", "Ok")
 
 
+def test_a_row_that_cannot_be_scored_is_told_with_its_line() -> None:
+    row = Row("row-0123456789abcdef", (Turn("user", "?"),), "two", line=42, source="t.jsonl")
+    for kind, gold in (("numeric", "1"), ("json", "{}")):
+        with pytest.raises(ScoreError, match=r"^t\.jsonl, line 42 \(id row-0123456789abcdef\): "):
+            make_scorer(kind, rows_of(gold, gold)).score("3", row)
+    with pytest.raises(DataError, match=r"row line 42 \(row-0123456789abcdef\)"):
+        make_scorer("numeric", [*rows_of("1"), row])
+
+
 def test_rows_that_do_not_suit_are_named() -> None:
     with pytest.raises(DataError, match="row r1"):
         make_scorer("numeric", rows_of("1", "two"))
@@ -166,7 +175,7 @@ def test_a_users_function(functions: Path, row: Make, place: str) -> None:
 
 @pytest.mark.parametrize("name", ["broken", "nan", "big", "text"])
 def test_a_failing_function_is_told_with_row_and_name(functions: Path, row: Make, name: str) -> None:
-    with pytest.raises(ScoreError, match=rf"row r7.*my_scores.py:{name}"):
+    with pytest.raises(ScoreError, match=rf"id r7.*my_scores.py:{name}"):
         make_scorer(f"my_scores.py:{name}", []).score("a", row("a", id="r7"))
 
 

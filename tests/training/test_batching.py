@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from whit.data.rows import Row, Turn
 from whit.data.templates import Encoded
 from whit.errors import DataError
-from whit.training.batching import collate, order, steps_in
+from whit.training.batching import collate, named, order, steps_in
 
 lengths = st.lists(st.integers(1, 400), min_size=1, max_size=300)
 seeds = st.integers(0, 2**32)
@@ -69,5 +70,13 @@ def test_collate_asks_for_the_answers_tokens_only() -> None:
 
 
 def test_a_row_with_every_label_masked_is_refused(encode: Callable[[int], list[Encoded]]) -> None:
-    with pytest.raises(DataError, match="every label of row empty is masked"):
+    with pytest.raises(DataError, match="every label of id empty is masked"):
         collate([*encode(2), encoded([11, 12], [], "empty")])
+
+
+def test_rows_without_an_id_of_their_own_are_named_by_line() -> None:
+    made = "row-0123456789abcdef"
+    rows = [encoded([1], [2], id) for id in (made, f"{made}-2", "row-13", "r")]
+    rows = [replace(each, row=replace(each.row, line=line)) for line, each in enumerate(rows, 7)]
+    assert named([made, f"{made}-2"], rows) == f"line 7 ({made}), line 8 ({made}-2)"
+    assert named(["r", "row-13", "gone"], rows) == "r, row-13, gone"

@@ -106,13 +106,16 @@ def test_answers_are_kept_and_given_once(baked: tuple[BakeResult, Said], base: P
     assert len(kept.splitlines()) == 91
 
     talk = Said()
-    again = bake(options(base, guide, inputs, baked[0].folder, epochs=0.5, kind="xs", learning_rate=0.01), talk=talk)
+    other: dict[str, Any] = {"epochs": 0.5, "kind": "xs", "learning_rate": 0.01}
+    with pytest.raises(UsageError, match="--overwrite"):
+        bake(options(base, guide, inputs, baked[0].folder, **other))
+    again = bake(options(base, guide, inputs, baked[0].folder, overwrite=True, **other), talk=talk)
     assert any(line.startswith("90 of 90 answers of the teacher are here already") for line in talk.lines)
     assert again.card.kind == "xs" and (again.folder / "teacher.jsonl").read_text("utf-8") == kept
     changed = guide.with_name("other.md")
     changed.write_text(GUIDE + "Be brief.", "utf-8")
     with pytest.raises(TrainingError, match="of another teacher, instruction or limit"):
-        bake(options(base, changed, inputs, baked[0].folder))
+        bake(options(base, changed, inputs, baked[0].folder, overwrite=True))
 
 
 def test_a_teacher_behind_an_address_without_gold(base: Path, guide: Path, inputs: Path, tmp_path: Path) -> None:

@@ -90,6 +90,36 @@ def test_fix_replaces_another_file_only_when_asked(data: Path, tmp_path: Path) -
     assert out.read_bytes() == first
 
 
+def test_rows_without_an_id_are_named_by_their_lines(tmp_path: Path) -> None:
+    data, held = tmp_path / "rows.jsonl", tmp_path / "held.jsonl"
+    rows = [{"text": f"{word} text", "label": "ab"[i % 2]} for i, word in enumerate(WORDS)]
+    rows += [rows[0], {"text": "", "label": "a"}]
+    data.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    held.write_text('{"id": "h", "text": "none", "label": "b"}\n' + json.dumps(rows[2]) + "\n")
+    result = check(data, against=(held,), fix=tmp_path / "clean.jsonl")
+    ids = {row.line: row.id for row in read_rows(data, require_completion=False)}
+    named = {line: f"line {line} ({identity})" for line, identity in ids.items()}
+    told = {problem["kind"]: problem for problem in json.loads(json.dumps(result.to_json()))["problems"]}
+    assert told["duplicate"]["lines"] == [2, 10] and told["duplicate"]["ids"] == [ids[2], ids[10]]
+    assert told["duplicate"]["message"].endswith(f": {named[2]}, {named[10]}")
+    assert told["empty"]["message"] == f"no prompt: {named[11]}" and told["empty"]["lines"] == [11]
+    assert told["leakage"]["message"].endswith(f": {named[4]} = line 2 ({ids[4]})") and told["leakage"]["lines"] == [4]
+    assert f"{named[10]}: removed (repeats {named[2]})" in result.changes
+    assert all(change.startswith("line ") for change in result.changes) and len(result.changes) == 3
+    own = check(held).rows
+    assert own == 2 and read_rows(held)[0].name == "h"
+
+
+def test_what_fix_leaves_is_no_change(data: Path, tmp_path: Path) -> None:
+    with data.open("a") as handle:
+        handle.write(json.dumps({"id": "near", "text": "ALPHA text!", "label": "a"}) + "\n")
+    result = check(data, fix=tmp_path / "clean.jsonl")
+    assert len(result.changes) == 2 and result.left == ("1 × near-duplicate",)
+    document = result.to_json()["fix"]
+    assert document["left"] == ["1 × near-duplicate"] and document["changes"] == list(result.changes)
+    assert "9 rows, 2 changes\n" in result.to_text() and "    left as it is: 1 × near-duplicate" in result.to_text()
+
+
 def test_against_another_split(data: Path, tmp_path: Path) -> None:
     held = tmp_path / "held.jsonl"
     held.write_text('{"id": "h", "prompt": "Bravo text", "completion": "b"}\n')

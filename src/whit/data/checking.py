@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import combinations
 
@@ -24,6 +25,7 @@ __all__ = ["KINDS", "SERIOUS", "Problem", "check_rows"]
 _CUT = re.compile(r"[\[(<{]\s*(?:truncated|cut off|continued|more|\.\.\.|…)\s*[\])>}]\s*$", re.IGNORECASE)
 _SPECIAL = re.compile(r"<\|[a-z_]{2,30}\|>|<(?:start|end)_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>")
 _ENDS = tuple(".!?…\"'”’)]}>:;*`,")
+_BARE = re.compile(r"(?<![\w(-])row-[0-9a-f]{16}(?:-\d+)?")
 _CUT_LENGTH = 64
 _MOST_SHARE = 0.8
 
@@ -43,21 +45,33 @@ def check_rows(
     """
     rows = tuple(rows)
     answers = Answers(rows)
-    problems = [
+    found = [
         *_amount(rows),
         *_empty(rows),
         *_truncated(rows),
         *_too_long(rows, context_tokens, context),
         *_repeats(rows),
         *_near(rows),
-        *_leakage(rows, splits or {}),
         *check_consistency(answers),
         *_labels(answers),
         *_special(rows),
         *_secrets(rows),
     ]
+    by_id = {row.id: row for row in rows}
+    problems = [_placed(problem, by_id) for problem in (*found, *_leakage(rows, splits or {}))]
     order = {kind: place for place, kind in enumerate(KINDS)}
     return sorted(problems, key=lambda problem: (not problem.serious, order[problem.kind]))
+
+
+def _placed(problem: Problem, by_id: Mapping[str, Row]) -> Problem:
+    """The problem with the lines of its rows, which also go before ids that stand in no file."""
+
+    def named(found: re.Match[str]) -> str:
+        return by_id[found[0]].name if found[0] in by_id else found[0]
+
+    message = _BARE.sub(named, problem.message)
+    lines = problem.lines or tuple(by_id[identity].line for identity in problem.ids)
+    return replace(problem, message=message, lines=lines)
 
 
 def _amount(rows: Sequence[Row]) -> Iterator[Problem]:
@@ -163,17 +177,17 @@ def _leakage(rows: Sequence[Row], splits: Mapping[str, Sequence[Row]]) -> Iterat
     near = similar_sets([said(group[0][1].turns) for group in groups])
     sets = groups + [[pair for i in found for pair in groups[i]] for found in near]
     for a, b in combinations(range(len(sides)), 2):
-        pairs: dict[str, str] = {}
+        pairs: dict[str, tuple[str, int | None]] = {}
         for members in sets:
-            there = [row.id for side, row in members if side == b]
+            there = [row.name for side, row in members if side == b]
             for side, row in members:
                 if side == a and there:
-                    pairs.setdefault(row.id, there[0])
+                    pairs.setdefault(row.id, (f"{row.name} = {there[0]}", row.line))
         if pairs:
-            some = ", ".join(f"{x} = {y}" for x, y in list(pairs.items())[:6]) + (", …" if len(pairs) > 6 else "")
+            some = ", ".join(pair for pair, _ in list(pairs.values())[:6]) + (", …" if len(pairs) > 6 else "")
             count = f"{len(pairs):,} of {sides[a][0]}" if len(pairs) > 1 else f"one of {sides[a][0]}"
             message = f"{count} also stand{'s' * (len(pairs) == 1)}, or nearly so, in {sides[b][0]}: {some}"
-            yield Problem("leakage", tuple(pairs), message)
+            yield Problem("leakage", tuple(pairs), message, tuple(line for _, line in pairs.values()))
 
 
 def _labels(answers: Answers) -> Iterator[Problem]:

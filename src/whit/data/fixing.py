@@ -33,8 +33,8 @@ _LEFT = (
 )  # fmt: skip
 
 
-def fix_rows(rows: Sequence[Row], problems: Sequence[Problem]) -> tuple[list[Row], list[str]]:
-    """The rows without the problems that can be mended, and one line for each change.
+def fix_rows(rows: Sequence[Row], problems: Sequence[Problem]) -> tuple[list[Row], list[str], list[str]]:
+    """The rows without the problems that can be mended, one line for each change, and one for each kind left alone.
 
     Rows are removed where they are empty, cut off, too long, unparsable or leaked; secrets are masked;
     spaces, case and JSON style are made as in most rows; of rows that repeat, the first is kept; of answers that
@@ -49,7 +49,7 @@ def fix_rows(rows: Sequence[Row], problems: Sequence[Problem]) -> tuple[list[Row
     for row in rows:
         reason = next((why for kind, why in _REMOVED.items() if kind in kinds[row.id]), None)
         if reason:
-            changes.append(f"{row.id}: removed ({reason})")
+            changes.append(f"{row.name}: removed ({reason})")
         else:
             kept.append(row)
     kept = [_masked(row, changes) if {"email", "card", "key"} & set(kinds[row.id]) else row for row in kept]
@@ -59,8 +59,7 @@ def fix_rows(rows: Sequence[Row], problems: Sequence[Problem]) -> tuple[list[Row
     kept = _decided(kept, changes)
     kept = _once(kept, changes)
     left = Counter(problem.kind for problem in problems if problem.kind in _LEFT)
-    changes += [f"left as it is: {count:,} × {kind}" for kind, count in left.items()]
-    return kept, changes
+    return kept, changes, [f"{count:,} × {kind}" for kind, count in left.items()]
 
 
 def write_rows(path: str | Path, rows: Sequence[Row], *, overwrite: bool = True) -> None:
@@ -101,7 +100,7 @@ def _record(row: Row, plain: bool) -> dict[str, object]:
 
 def _masked(row: Row, changes: list[str]) -> Row:
     turns = tuple(Turn(turn.role, secrets.mask(turn.content)) for turn in row.turns)
-    changes.append(f"{row.id}: masked an address, card number or key")
+    changes.append(f"{row.name}: masked an address, card number or key")
     return replace(row, turns=turns, completion=secrets.mask(row.completion))
 
 
@@ -110,7 +109,7 @@ def _stripped(rows: Sequence[Row], changes: list[str]) -> list[Row]:
     for row in rows:
         turns = tuple(Turn(turn.role, turn.content.strip()) for turn in row.turns)
         if turns != row.turns or row.completion != row.completion.strip():
-            changes.append(f"{row.id}: spaces before or after the text removed")
+            changes.append(f"{row.name}: spaces before or after the text removed")
             row = replace(row, turns=turns, completion=row.completion.strip())
         done.append(row)
     return done
@@ -132,7 +131,7 @@ def _same_forms(rows: Sequence[Row], changes: list[str]) -> list[Row]:
                 by_id[identity] = replace(row, completion=answers.write(value, separators))
             else:
                 by_id[identity] = replace(row, completion=best)
-            changes.append(f"{identity}: {form!r} → {best!r}")
+            changes.append(f"{row.name}: {form!r} → {best!r}")
     return list(by_id.values())
 
 
@@ -143,7 +142,7 @@ def _tidied(rows: Sequence[Row], changes: list[str]) -> list[Row]:
     done = []
     for row in rows:
         if row.id in answers.objects and answers.tidy(row) != row.completion:
-            changes.append(f"{row.id}: JSON written in the order and style of most")
+            changes.append(f"{row.name}: JSON written in the order and style of most")
             row = replace(row, completion=answers.tidy(row))
         done.append(row)
     return done
@@ -161,19 +160,19 @@ def _decided(rows: Sequence[Row], changes: list[str]) -> list[Row]:
             if not decided or answer_key(row) != answer:
                 removed.add(row.id)
                 why = f"{most} of {len(alike)} rows answer otherwise" if decided else "its answers disagree"
-                changes.append(f"{row.id}: removed ({why})")
+                changes.append(f"{row.name}: removed ({why})")
     return [row for row in rows if row.id not in removed]
 
 
 def _once(rows: Sequence[Row], changes: list[str]) -> list[Row]:
-    first: dict[tuple[str, str], str] = {}
+    first: dict[tuple[str, str], Row] = {}
     kept = []
     for key, alike in by_input(rows).items():
         for row in alike:
-            earlier = first.setdefault((key, answer_key(row)), row.id)
-            if earlier == row.id:
+            earlier = first.setdefault((key, answer_key(row)), row)
+            if earlier is row:
                 kept.append(row.id)
             else:
-                changes.append(f"{row.id}: removed (repeats {earlier})")
+                changes.append(f"{row.name}: removed (repeats {earlier.name})")
     wanted = set(kept)
     return [row for row in rows if row.id in wanted]

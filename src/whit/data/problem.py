@@ -38,11 +38,15 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong with some rows. `kind` is one of `KINDS`; `message` quotes no secret."""
+    """Something that is wrong with some rows. `kind` is one of `KINDS`; `message` quotes no secret.
+
+    `lines` are those of `ids`, None where the file has no lines.
+    """
 
     kind: str
     ids: tuple[str, ...]
     message: str
+    lines: tuple[int | None, ...] = ()
 
     @property
     def serious(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ COMPLETION_NAMES = (
 CHAT_NAMES = ("messages", "conversations", "conversation")
 ID_NAMES = ("id", "_id", "uid")
 MAX_ID = 200
+_MADE = re.compile(r"row-[0-9a-f]{16}(?:-\d+)?")  # an id made of the row's content
 
 _ROLES = {
     "system": "system", "developer": "system",
@@ -75,6 +77,11 @@ class Row:
         """Where the row stands, for messages: file, line and id."""
         line = f", line {self.line}" if self.line is not None else ""
         return f"{self.source}{line} (id {self.id})" if self.source else f"id {self.id}"
+
+    @property
+    def name(self) -> str:
+        """What names the row in a list: its id, and with its line where it has none of its own."""
+        return f"line {self.line} ({self.id})" if self.line is not None and _MADE.fullmatch(self.id) else self.id
 
 
 @dataclass(frozen=True)

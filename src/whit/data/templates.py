@@ -192,7 +192,7 @@ def encode_rows(
         encoded.append(item)
     if beyond:
         first, length = max(beyond, key=lambda pair: pair[1])
-        names = ", ".join(row.id for row, _ in beyond[:10]) + (", …" if len(beyond) > 10 else "")
+        names = ", ".join(row.name for row, _ in beyond[:10]) + (", …" if len(beyond) > 10 else "")
         raise DataError(
             f"{len(beyond):,} of {len(rows):,} rows are beyond the base's context of {context:,} tokens: "
             f"{names}; the longest is {first.place} with {length:,}. Shorten them, or remove them "

@@ -154,7 +154,7 @@ class NumericScorer:
         """See the class; valid: has a number; lenient: its first or its last number will do too."""
         gold = answers.final_number(row.completion)
         if gold is None:
-            raise ScoreError(f"row {row.id}: no number in its answer; mend the row or choose another --score")
+            raise ScoreError(f"{row.place}: no number in its answer; mend the row or choose another --score")
         given = answers.final_number(answer)
         if given is None:
             return Score(0.0, valid=False)
@@ -243,7 +243,7 @@ def _gold_json(row: Row) -> Any:
         return answers.parse_json(row.completion)
     except ValueError as error:
         raise ScoreError(
-            f"row {row.id}: its answer is not JSON ({error}); mend the row, or choose another --score"
+            f"{row.place}: its answer is not JSON ({error}); mend the row, or choose another --score"
         ) from None
 
 
@@ -269,7 +269,7 @@ class FunctionScorer:
 
     def score(self, answer: str, row: Row) -> Score:
         """Raises `ScoreError` with row and function where that fails or answers with no score."""
-        where = f"row {row.id}: {self.name}"
+        where = f"{row.place}: {self.name}"
         try:
             value = self._function(answer, as_mapping(row))
         except Exception as error:
@@ -321,12 +321,12 @@ def make_scorer(kind: str, rows: Sequence[Row], *, module_function: str | None =
             )
         return LabelScorer(labels, reason)
     if kind == "numeric":
-        missing = [row.id for row in rows if answers.final_number(row.completion) is None]
+        missing = [row.name for row in rows if answers.final_number(row.completion) is None]
         if missing:
             raise DataError(f"--score numeric: no number in the answer of {_some(missing)}; mend or drop them")
         return NumericScorer(reason)
     if kind in ("json", "json-fields"):
-        broken = [row.id for row in rows if not answers.is_json(row.completion)]
+        broken = [row.name for row in rows if not answers.is_json(row.completion)]
         if broken:
             raise DataError(f"--score {kind}: no JSON in the answer of {_some(broken)}; mend or drop them")
         return JsonScorer.of(rows, by_field=kind == "json-fields", reason=reason)

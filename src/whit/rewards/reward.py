@@ -62,7 +62,7 @@ class Reward:
         for place, first in enumerate(scores[0][1]):
             total = sum(weight * each[place].value for weight, each in scores) + self.format_weight * first.valid
             if not math.isfinite(total):
-                raise ScoreError(f"row {rows[place].id}: the reward became {total}; look at its weights")
+                raise ScoreError(f"{rows[place].place}: the reward became {total}; look at its weights")
             found.append(Grade(total, first.value, first.lenient, float(first.valid)))
         return found
 

@@ -77,7 +77,7 @@ class NumericTerm:
         there = find_spec("math_verify") is not None
         if hard and not there:
             raise UsageError(
-                f"--reward numeric: the answer {hard[0].completion[:60]!r} of row {hard[0].id} is more than a number; "
+                f"--reward numeric: the answer {hard[0].completion[:60]!r} of {hard[0].place} is more than a number; "
                 "comparing such needs math-verify: pip install 'math-verify[antlr4_13_2]'"
             )
         if there:
@@ -176,9 +176,9 @@ def make_term(name: str, rows: Sequence[Row], *, seconds: float = SECONDS) -> Te
             meant = f"did you mean {near[0]}? There are " if near else "there are "
             raise UsageError(f"--reward {name}: unknown; {meant}{', '.join(known)}")
         if kind == "numeric":
-            missing = [row.id for row in rows if not row.completion.strip()]
+            missing = [row.place for row in rows if not row.completion.strip()]
             if missing:
-                raise DataError(f"--reward numeric: row {missing[0]} has no answer to compare with")
+                raise DataError(f"--reward numeric: {missing[0]} has no answer to compare with")
             return NumericTerm(name, rows, seconds=seconds)
         return PlainTerm(name, _named(kind, rows))
     if kind in ("json", "json-fields"):
@@ -203,10 +203,10 @@ def _gym(name: str, rest: str, rows: Sequence[Row], seconds: float) -> Term:
     from whit.rewards.gym import parse_name
 
     generator, options = parse_name(rest)
-    without = [row.id for row in rows if not isinstance(row.extra.get("gym"), dict)]
+    without = [row.place for row in rows if not isinstance(row.extra.get("gym"), dict)]
     if without:
         raise DataError(
-            f"--reward {name}: row {without[0]} does not say which entry of the generator it is; "
+            f"--reward {name}: {without[0]} does not say which entry of the generator it is; "
             f"leave the data out to have rows generated: whit train --reward {name}"
         )
     config = {"name": generator, "options": options}
@@ -236,4 +236,4 @@ def _fits(answer: str, schema: Mapping[str, Any]) -> bool:
 
 
 def _job(answer: str, row: Row) -> Job:
-    return Job(row.id, row.prompt, answer, as_mapping(row))
+    return Job(row.name, row.prompt, answer, as_mapping(row))

@@ -41,11 +41,17 @@ class Batch:
         return int(self.tokens.numel())
 
 
+def named(ids: Sequence[str], rows: Sequence[Encoded]) -> str:
+    """Those of `rows` that have these ids, for a message: with their lines, where they have no id of their own."""
+    names = {row.row.id: row.row.name for row in rows}
+    return ", ".join(names.get(identity, identity) for identity in ids)
+
+
 def collate(rows: Sequence[Encoded]) -> Batch:
     """A batch of encoded rows; only completion tokens are wanted. Raises `DataError` where a row has none."""
-    empty = [row.row.id for row in rows if not row.completion_ids]
+    empty = [row.row.place for row in rows if not row.completion_ids]
     if empty:
-        raise DataError(f"nothing to learn: every label of row {empty[0]} is masked; give it an answer")
+        raise DataError(f"nothing to learn: every label of {empty[0]} is masked; give it an answer")
     width = max(len(row.prompt_ids) + len(row.completion_ids) - 1 for row in rows)
     tokens = torch.zeros((len(rows), width), dtype=torch.long)
     at: list[tuple[int, int]] = []

@@ -62,7 +62,7 @@ def row_gradients(
             on_done(start + len(places))
     bad = ~(torch.isfinite(losses) & torch.isfinite(G).all(1))
     if bool(bad.any()):
-        names = [rows[at].row.id for at in bad.nonzero()[:, 0].tolist()]
+        names = [rows[at].row.name for at in bad.nonzero()[:, 0].tolist()]
         raise TrainingError(
             f"the loss or its gradient is not finite on rows {', '.join(names[:10])}; look at those rows"
         )

@@ -23,7 +23,7 @@ from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import TrainingError
 from whit.rewards.reward import Grade, Reward
-from whit.training.batching import Batch, collate
+from whit.training.batching import Batch, collate, named
 from whit.training.optimizers import Adam, schedule
 from whit.training.reward import Rewarded, RewardLoop, RewardPlan, Watch
 from whit.training.rollouts import Rollout, roll_out
@@ -168,8 +168,8 @@ class _Grpo(RewardLoop):
         if not self.torn:
             self.save()
         raise TrainingError(
-            f"the loss or its gradient became infinite or NaN at step {self.step + 1}, on row {batch.rows[0]}; the "
-            "last good state is kept. Lower --learning-rate"
+            f"the loss or its gradient became infinite or NaN at step {self.step + 1}, on row "
+            f"{named(batch.rows[:1], self.rows)}; the last good state is kept. Lower --learning-rate"
         )
 
     def moments(self) -> dict[str, torch.Tensor]:

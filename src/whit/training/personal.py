@@ -26,7 +26,7 @@ from whit.adapters.tunable import BoundBasis, BoundVector
 from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import TrainingError
-from whit.training.batching import collate, order, steps_in
+from whit.training.batching import collate, named, order, steps_in
 from whit.training.optimizers import schedule
 from whit.training.sft import loss_of, unshared
 
@@ -230,7 +230,7 @@ def _descend(
         assert each.grad is not None
         if not math.isfinite(float(loss.detach())) or not bool(torch.isfinite(each.grad).all()):
             raise TrainingError(
-                f"the loss became infinite or NaN at step {step + 1} ({phase}), on rows {', '.join(batch.rows)}; "
+                f"the loss became infinite or NaN at step {step + 1} ({phase}), on rows {named(batch.rows, rows)}; "
                 "look at those rows, or lower --learning-rate"
             )
         share = schedule(step, steps, plan.warmup)

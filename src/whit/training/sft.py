@@ -25,7 +25,7 @@ from whit.bases.dtypes import SMALL
 from whit.data.templates import Encoded
 from whit.errors import TrainingError, UsageError
 from whit.evaluation.decoding import decoder_of, window_of
-from whit.training.batching import Batch, collate, order, pack, steps_in
+from whit.training.batching import Batch, collate, named, order, pack, steps_in
 from whit.training.loop import Loop, Pace, Trained, under
 from whit.training.optimizers import Adam, NaturalGradient, Optimizer, schedule
 
@@ -256,7 +256,7 @@ class Supervised(Loop):
         self.save()
         what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient became infinite or NaN"
         raise TrainingError(
-            f"{what} at step {self.step + 1}, on rows {', '.join(names)}; the last good state is kept. "
+            f"{what} at step {self.step + 1}, on rows {named(names, self.rows)}; the last good state is kept. "
             "Look at those rows, or lower --learning-rate"
         )
 

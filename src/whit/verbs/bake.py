@@ -52,8 +52,7 @@ def bake(settings: BakeSettings, *, talk: Talk | None = None) -> BakeResult:
     guide, examples = read_guide(settings.guide), read_examples(settings)
     endpoint = open_endpoint(settings, talk)
     plain = as_training(settings)
-    whose = "\0".join(map(str, (guide, settings.teacher_url, settings.teacher_model, digest_of(examples))))
-    start = runs.start(plain, talk, split=lambda plain, talk: read_inputs(settings, plain, talk), more=whose)
+    start = runs.start(plain, talk, split=lambda plain, talk: read_inputs(settings, plain, talk))
     plain = start.settings
     before = tokens_before(guide, examples, start.base)
     _require_fits(settings, before, start.base)

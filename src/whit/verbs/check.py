@@ -29,7 +29,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was found: rows, problems, what reading assumed, what `fix` changed, and with it which rows hurt."""
+    """What was found: rows, problems, what reading assumed, what `fix` changed and left, and which rows hurt."""
 
     path: str
     rows: int
@@ -38,6 +38,7 @@ class CheckResult:
     fixed: str | None = None
     kept: int | None = None
     changes: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     influence: InfluenceReport | None = None
 
     @property
@@ -46,17 +47,19 @@ class CheckResult:
         return any(problem.serious for problem in self.problems)
 
     def to_json(self) -> dict[str, Any]:
-        """The contract of `whit check --json`: `rows` and `problems`, each with `kind`, `ids`, `message`."""
+        """The contract of `whit check --json`: `rows` and `problems`, each with `kind`, `ids`, `lines`, `message`."""
         document: dict[str, Any] = {
             "contract": CONTRACT,
             "rows": self.rows,
             "problems": [
-                {"kind": p.kind, "ids": list(p.ids), "message": p.message, "serious": p.serious} for p in self.problems
+                {"kind": p.kind, "ids": list(p.ids), "lines": list(p.lines), "message": p.message, "serious": p.serious}
+                for p in self.problems
             ],
             "notes": list(self.notes),
         }
         if self.fixed is not None:
-            document["fix"] = {"path": self.fixed, "rows": self.kept, "changes": list(self.changes)}
+            changes, left = list(self.changes), list(self.left)
+            document["fix"] = {"path": self.fixed, "rows": self.kept, "changes": changes, "left": left}
         if self.influence is not None:
             document["influence"] = self.influence.to_json()
         return document
@@ -82,8 +85,10 @@ class CheckResult:
         if self.influence is not None:
             lines.append(self.influence.to_text())
         if self.fixed is not None:
-            lines.append(f"{self.fixed}: {self.kept:,} rows, {len(self.changes):,} changes")
+            count = len(self.changes)
+            lines.append(f"{self.fixed}: {self.kept:,} rows, {count:,} change{'s' * (count != 1)}")
             lines += [f"    {change}" for change in self.changes]
+            lines += [f"    left as it is: {what}" for what in self.left]
         return "\n".join(lines)
 
 
@@ -133,11 +138,11 @@ def check(settings: CheckSettings, *, talk: Talk | None = None) -> CheckResult:
         hurting = found.left_out
     if fix is None:
         return result
-    kept, changes = fix_rows(rows, problems)
-    changes += [f"{row.id}: removed (hurts: {hurting[row.id]})" for row in kept if row.id in hurting]
+    kept, changes, left = fix_rows(rows, problems)
+    changes += [f"{row.name}: removed (hurts: {hurting[row.id]})" for row in kept if row.id in hurting]
     kept = [row for row in kept if row.id not in hurting]
     write_rows(fix, kept, overwrite=settings.overwrite)
-    return replace(result, fixed=str(fix), kept=len(kept), changes=tuple(changes))
+    return replace(result, fixed=str(fix), kept=len(kept), changes=tuple(changes), left=tuple(left))
 
 
 def _counter(base: str, rows: list[Row]) -> tuple[Callable[[Row], int], int]:

@@ -212,7 +212,7 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
 def _user(row: Row, column: str) -> str:
     value = row.group if column == "group" and row.group is not None else row.extra.get(column)
     if value is None or str(value) == "":
-        raise DataError(f"row {row.id} has nothing in the column {column!r}, by which --per tells users apart")
+        raise DataError(f"{row.place} has nothing in the column {column!r}, by which --per tells users apart")
     return str(value)
 
 

@@ -115,11 +115,10 @@ def start(
     *,
     split: Callable[[TrainSettings, Talk], Split] | None = None,
     load: Callable[[], Base] | None = None,
-    more: str = "",
 ) -> Start:
     """Read and split the rows, then load the base. Raises `UsageError`, `DataError`, `BaseError`.
 
-    Its settings are those given, with what they leave to the base; `more` is what else makes it the run it is.
+    Its settings are those given, with what they leave to the base.
     """
     from whit.evaluation.scoring import require_known
     from whit.training.reward import PROMPTS
@@ -127,7 +126,7 @@ def start(
 
     folder = out_folder(settings)
     rows = (split or read_and_split)(settings, talk)
-    command = command_key(settings, rows, more)
+    command = command_key(settings, rows)
     require_replaceable(folder, settings, command)
     if not settings.reward:  # which has a say in what proves it, and has said it
         require_known(settings.score)
@@ -317,11 +316,9 @@ def run_key(settings: TrainSettings, split: Split, base: Base) -> str:
     return digest.hexdigest()
 
 
-def command_key(settings: TrainSettings, split: Split, more: str = "") -> str:
+def command_key(settings: TrainSettings, split: Split) -> str:
     """What makes a command the same command, as far as is known before the base is: settings and rows."""
-    digest = _digest(settings, split)
-    digest.update(more.encode())
-    return digest.hexdigest()
+    return _digest(settings, split).hexdigest()
 
 
 def _digest(settings: TrainSettings, split: Split) -> hashlib._Hash:
