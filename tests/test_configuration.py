@@ -105,7 +105,7 @@ def test_python_values_are_held_to_the_same_limits(settings: type, given_: dict[
 
 @given(
     batch=st.integers(1, 1000), rate=st.floats(1e-6, 1.0), kind=st.sampled_from(["xs", "tiny", "lora"]),
-    shots=st.lists(st.integers(0, 9), max_size=4), resume=st.booleans(),
+    shots=st.lists(st.integers(1, 9), max_size=4), resume=st.booleans(),
 )  # fmt: skip
 def test_settings_survive_being_plain_values(
     batch: int, rate: float, kind: str, shots: list[int], resume: bool

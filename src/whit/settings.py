@@ -90,7 +90,7 @@ class TrainSettings(DataColumns):
         None, "Rows in a step (default: 4; 8 for bases below 20 M parameters, 16 below 2 M; by reward 4).", least=1
     )
     accumulate: int = option(1, "Parts a step is computed in, to save memory.", least=1)
-    learning_rate: float | None = option(None, "Peak learning rate (default: by kind and optimiser).", least=1e-9)
+    learning_rate: float | None = option(None, "Peak learning rate (default: by kind and optimiser).", least=1e-15)
     warmup: float = option(0.03, "Share of the steps in which the learning rate rises.", least=0.0, most=1.0)
     optimizer: str = option(
         "adam",

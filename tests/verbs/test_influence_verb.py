@@ -140,7 +140,7 @@ def test_other_rows_and_other_adapters_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match="add --adapter"):
         whit.check(noisy, influence=True)
-    with pytest.raises(UsageError, match="--adapter is for --influence"):
+    with pytest.raises(UsageError, match="--adapter does nothing without --influence"):
         whit.check(noisy, adapter=str(adapter))
     strange = write_rows(tmp_path / "strange.jsonl", 60, seed=9)
     with pytest.raises(DataError, match=r"was trained on 0 of these \d+ rows; give the file that it was trained on"):

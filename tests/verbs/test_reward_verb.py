@@ -43,11 +43,18 @@ def place(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "def forks(answer, row): return float(os.fork() == 0)\n"
         "def never(answer, row): return 0.0\n"
     )
-    (folder / "whit.toml").write_text(
-        f"[train]\nbase = '{base}'\ndtype = 'float32'\nreward-seconds = 20\nepochs = 0.4\nevaluations = 2\nbatch = 4\n"
-        "validation-rows = 4\nmax-tokens = 4\nshots = []\nsamples = 3\npopulation = 4\nsigma = 1.0\nbaselines = false\n"
+    plain = (
+        f"[train]\nbase = '{base}'\ndtype = 'float32'\nepochs = 0.4\nevaluations = 2\nbatch = 4\n"
+        "validation-rows = 4\nmax-tokens = 4\nshots = []\nbaselines = false\n"
     )
+    (folder / "plain.toml").write_text(plain)
+    (folder / "whit.toml").write_text(f"{plain}reward-seconds = 20\nsamples = 3\npopulation = 4\nsigma = 1.0\n")
     return folder
+
+
+def options_for(words: list[str]) -> list[str]:
+    """The words, with the file of options that holds none by reward where there is no reward."""
+    return words if "--reward" in words else [*words, "--config", "plain.toml"]
 
 
 def page_commands() -> list[list[str]]:
@@ -60,7 +67,7 @@ def page_commands() -> list[list[str]]:
 def test_the_examples_of_the_page_work(whit: Commands, place: Path, words: list[str]) -> None:
     # A tiny random base gets no sum right: the examples' rewards are shaped, so that there is something to learn.
     shaped = [] if "auto" in words else ["--reward", "0.5*letters.py:small"]
-    done = whit(*words, *shaped, "--json", cwd=place)
+    done = whit(*options_for([*words, *shaped]), "--json", cwd=place)
     assert done.code == 0, done.stderr
     found, folder = json.loads(done.stdout), place / words[-1]
     assert Adapter.load(folder).numbers == found["numbers"] and (folder / "report.html").is_file()
@@ -136,7 +143,7 @@ def test_a_reward_that_raises_says_where_and_how_to_go_on(whit: Commands, place:
     ],
 )
 def test_bad_input(whit: Commands, place: Path, tmp_path: Path, words: list[str], code: int, told: str) -> None:
-    done = whit("train", "problems.jsonl", *words, "--out", tmp_path / "out", cwd=place)
+    done = whit("train", "problems.jsonl", *options_for(words), "--out", tmp_path / "out", cwd=place)
     assert done.code == code and told in done.error, done.stderr
 
 
@@ -161,7 +168,8 @@ def test_bad_input(whit: Commands, place: Path, tmp_path: Path, words: list[str]
 def test_what_needs_no_base_is_told_before_it_is_loaded(
     whit: Commands, place: Path, tmp_path: Path, words: list[str], told: str
 ) -> None:
-    done = whit("train", "problems.jsonl", *words, "--base", "no-such-base", "--out", tmp_path / "out", cwd=place)
+    words = [*options_for(words), "--base", "no-such-base"]
+    done = whit("train", "problems.jsonl", *words, "--out", tmp_path / "out", cwd=place)
     assert done.code in (2, 5) and told in done.error, done.stderr
 
 
@@ -212,7 +220,7 @@ def test_a_warm_start_begins_where_the_adapter_stands(
 
 def test_no_data_and_no_generator(whit: Commands, place: Path) -> None:
     for words in (["train"], ["train", "--reward", "numeric"], ["train", "--kind", "auto"]):
-        done = whit(*words, cwd=place)
+        done = whit(*options_for(words), cwd=place)
         assert done.code == 2 and "Missing argument 'DATA'" in done.error
 
 

@@ -142,6 +142,6 @@ def test_train_takes_the_kind_that_its_rows_call_for(
     monkeypatch.setattr("whit.training.sft.SMALL", 0)  # the tiny base is then no small one
     monkeypatch.setattr("whit.verbs.train.MANY_ANSWERS", 1)
     told = api.train(
-        rows, base=str(base), dtype="float32", rank=2, epochs=0.2, evaluations=1, shots=0, out=tmp_path / "out"
+        rows, base=str(base), dtype="float32", rank=2, epochs=0.2, evaluations=1, shots=(), out=tmp_path / "out"
     )
     assert told.card.kind == "lora" and told.card.settings["kind"] == "lora"
