@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import json
 import os
-import stat
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 from whit.cluster.parcel import all_in, digest_of, packed, unpack
 from whit.errors import ClusterError, WhitError
+from whit.files import is_private
 from whit.talk import Talk
 
 VERBS = frozenset({"whit.verbs.remote:train_here", "whit.verbs.trial:trial_here", "whit.verbs.trial:prove_here"})
@@ -114,9 +114,7 @@ def bases_folder() -> Path | None:
     folder = Path(tempfile.gettempdir()) / f"whit-bases-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
-    return folder if mine else None
+    return folder if is_private(folder) else None
 
 
 @contextlib.contextmanager

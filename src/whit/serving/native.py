@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from whit.bases.cache import cache_folder
-from whit.errors import StorageError
-from whit.files import atomic_write
+from whit.files import is_private
 
 if TYPE_CHECKING:
     from whit.serving.int8 import Int8Model
@@ -35,6 +34,7 @@ _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _LANES = 16  # sizes must be multiples of this
 _HADAMARD = 64  # a block of so many inputs of down is turned by sums and differences
 _SECONDS = 60.0  # for the compiler
+_MOST_THREADS = 32  # each has its part of every piece of work on the caller's stack
 
 
 class _Product(ctypes.Structure):
@@ -84,7 +84,7 @@ def load() -> Library:
         return Library(None, why)
     try:
         code = ctypes.CDLL(str(_compiled()))
-    except (OSError, StorageError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         return Library(None, f"the compiled step cannot be used ({first})")
     code.whit_step.restype = code.whit_product.restype = None
@@ -129,9 +129,8 @@ def _compiled() -> Path:
     digest = hashlib.sha256(source + about.encode()).hexdigest()[:24]
     folder = cache_folder() / "native"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.lstat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise OSError(f"others may write to {folder}")
+    if not is_private(folder):
+        raise OSError(f"{folder} is open to others")
     path = folder / f"step-{digest}.so"
     if not path.is_file():
         aside = folder / f".{path.name}.{os.getpid()}"
@@ -140,7 +139,7 @@ def _compiled() -> Path:
                 [compiler, *_FLAGS, str(_SOURCE), "-o", str(aside), "-lm"],
                 check=True, capture_output=True, timeout=_SECONDS,
             )  # fmt: skip
-            atomic_write(path, aside.read_bytes())
+            aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
     return path
@@ -166,9 +165,13 @@ class Packed:
         bytes_, scales = torch.empty(rows, self.inputs, dtype=torch.uint8), torch.empty(rows)
         self.code.whit_product(
             ctypes.addressof(self.about), x.data_ptr(), rows, scaled, bytes_.data_ptr(), scales.data_ptr(),
-            y.data_ptr(), torch.get_num_threads(),
+            y.data_ptr(), _threads(),
         )  # fmt: skip
         return y
+
+
+def _threads() -> int:
+    return min(torch.get_num_threads(), _MOST_THREADS)
 
 
 def suits(*sizes: int) -> bool:
@@ -217,7 +220,7 @@ class Steps:
             moves=ctypes.addressof(self._moves_of(tuple(moved))), moved=flags.data_ptr(), places=places.data_ptr(),
             cos=turn[0].data_ptr(), sin=turn[1].data_ptr(), kv=kv.data_ptr() + kv.element_size() * first * slot,
             layer_stride=layer, v_stride=half, slot_stride=slot, head_stride=head, h=h.data_ptr(), rows=len(h),
-            first=first, ranks=len(moved), threads=torch.get_num_threads(), **self._sizes,
+            first=first, ranks=len(moved), threads=_threads(), **self._sizes,
             **{name: room.data_ptr() for name, room in self._room.items()},
         )  # fmt: skip
         self._code.whit_step(ctypes.addressof(self._about), ctypes.addressof(about))
