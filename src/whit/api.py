@@ -73,14 +73,8 @@ def train(data: str | Path, *, talk: Talk = _SILENT, **more: Any) -> TrainResult
     With `per` there is one for each user. A run on a cluster is ended by command: `whit train … --ray … --stop`.
     """
     from whit.verbs.personal import command
-    from whit.verbs.remote import Stopped
 
-    settings = _settings(options.TrainSettings, data=Path(data), **more)
-    if settings.stop:
-        raise UsageError("stop: a run on a cluster is ended by the command, with --ray and --stop")
-    result = command(settings, talk=talk)
-    assert not isinstance(result, Stopped)
-    return result
+    return _not_stopped(command, _settings(options.TrainSettings, data=Path(data), **more), talk)
 
 
 @_takes(options.EvalSettings)
@@ -139,15 +133,9 @@ def sweep(grid: str | Path, *, talk: Talk = _SILENT, **more: Any) -> SweepResult
 
     A sweep on a cluster is ended by command: `whit sweep … --ray … --stop`.
     """
-    from whit.verbs.remote import Stopped
     from whit.verbs.sweep import sweep as verb
 
-    settings = _settings(options.SweepSettings, grid=Path(grid), **more)
-    if settings.stop:
-        raise UsageError("stop: a sweep on a cluster is ended by the command, with --ray and --stop")
-    result = verb(settings, talk=talk)
-    assert not isinstance(result, Stopped)
-    return result
+    return _not_stopped(verb, _settings(options.SweepSettings, grid=Path(grid), **more), talk)
 
 
 @_takes(options.CompareSettings)
@@ -178,6 +166,17 @@ def list_bases(*, talk: Talk = _SILENT) -> Bases:
     from whit.verbs.bases import command as verb
 
     return verb(options.BasesSettings(), talk=talk)
+
+
+def _not_stopped(verb: Callable[..., Any], settings: Any, talk: Talk) -> Any:
+    """What a verb made. Raises `UsageError` where it was asked to end a run on a cluster."""
+    from whit.verbs.remote import Stopped
+
+    if settings.stop:
+        raise UsageError("stop: a run on a cluster is ended by the command, with --ray and --stop")
+    result = verb(settings, talk=talk)
+    assert not isinstance(result, Stopped)
+    return result
 
 
 def _settings(kind: Any, /, **given: Any) -> Any:

@@ -32,6 +32,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["WHIT_CACHE"] = before
 
 
+@pytest.fixture
+def interrupting() -> Any:
+    """Talk that interrupts training once, after its third step."""
+    from whit.talk import Talk
+
+    class Interrupting(Talk):
+        there = True
+
+        def progress(self, what: str, done: int, *given: Any, **more: Any) -> None:
+            if self.there and done == 3:
+                self.there = False
+                raise KeyboardInterrupt
+
+    return Interrupting(quiet=True)
+
+
 @pytest.fixture(scope="session")
 def whit(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """Runs commands: `whit("show", folder)`."""

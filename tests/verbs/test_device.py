@@ -114,24 +114,13 @@ def test_what_is_trained_there_is_what_is_trained_here(
     assert there.card.forgetting.after == pytest.approx(here.card.forgetting.after, rel=1e-4)
 
 
-class Interrupting(Talk):
-    """Interrupts training once, after its third step."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.there = True
-
-    def progress(self, what: str, done: int, total: int, seconds: float, note: str = "", *, every: float = 5.0) -> None:
-        if self.there and done == 3:
-            self.there = False
-            raise KeyboardInterrupt
-
-
-def test_a_stopped_run_goes_on_there(rows: Path, options: Options, tmp_path: Path, elsewhere: None) -> None:
+def test_a_stopped_run_goes_on_there(
+    rows: Path, options: Options, tmp_path: Path, elsewhere: None, interrupting: Talk
+) -> None:
     given = {**options("xs"), **LITTLE, "evaluations": 4}
     whole = whit.train(rows, out=tmp_path / "whole", device="cuda", **given)
     with pytest.raises(Interrupted, match="--resume"):
-        whit.train(rows, out=tmp_path / "cut", device="cuda", talk=Interrupting(), **given)
+        whit.train(rows, out=tmp_path / "cut", device="cuda", talk=interrupting, **given)
     again = whit.train(rows, out=tmp_path / "cut", device="cuda", resume=True, **given)
     assert np.array_equal(numbers(whole), numbers(again))
 

@@ -180,30 +180,17 @@ def test_a_worker_gets_the_settings_whole() -> None:
     assert settings_from(json.dumps(as_plain(settings))) == settings
 
 
-class Interrupting(Talk):
-    """Interrupts training once, after its third step."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.there = True
-
-    def progress(self, what: str, done: int, total: int, seconds: float, note: str = "", *, every: float = 5.0) -> None:
-        if self.there and done == 3:
-            self.there = False
-            raise KeyboardInterrupt
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["xs", "lora"])
 def test_a_shared_base_trains_what_a_whole_one_does(
-    rows: Path, options: Callable[[str], dict[str, Any]], tmp_path: Path, kind: str
+    rows: Path, options: Callable[[str], dict[str, Any]], tmp_path: Path, kind: str, interrupting: Talk
 ) -> None:
     given = {**options("xs"), **LITTLE, "number_type": "float32", "kind": kind, "learning_rate": 0.02}
     one = whit.train(rows, out=tmp_path / "one", **given)
     shared = {"out": tmp_path / "two", "processes": 2, "fsdp": True, **given}
     if kind == "xs":
         with pytest.raises(Interrupted, match="--resume"):
-            whit.train(rows, talk=Interrupting(), **shared)
+            whit.train(rows, talk=interrupting, **shared)
         shared["resume"] = True
     two = whit.train(rows, **shared)
     if kind == "xs":
