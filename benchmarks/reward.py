@@ -458,7 +458,7 @@ def make_tiny(args: argparse.Namespace) -> None:
 
     folder = Path(tempfile.mkdtemp())
     args.base = str(write_tiny_base(folder / "base", layers=2, hidden=32, heads=2, kv_heads=1, ffn=64, vocab=384))
-    (folder / "letters.py").write_text("def small(answer, row): return sum(c.islower() for c in answer) / 9\n")
+    (folder / "letters.py").write_text("def small(answer, row): return min(1, sum(c.islower() for c in answer) / 9)\n")
     args.data, args.reward = write_rows(folder / "rows.jsonl", 90), f"{folder / 'letters.py'}:small"
     args.dtype, args.rounds, args.prompts, args.samples, args.tokens, args.population = "float32", 1, 2, 2, 4, 4
     args.numbers, args.optimizers, args.seeds, args.limit, args.epochs = [13], ["grpo", "es"], 1, 90, 0.2

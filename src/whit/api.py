@@ -74,7 +74,9 @@ def train(data: str | Path, *, talk: Talk = _SILENT, **more: Any) -> TrainResult
     """
     from whit.verbs.personal import command
 
-    return _not_stopped(command, _settings(options.TrainSettings, data=Path(data), **more), talk)
+    made: TrainResult | PersonalResult
+    made = _not_stopped(command, _settings(options.TrainSettings, data=Path(data), **more), talk)
+    return made
 
 
 @_takes(options.EvalSettings)
@@ -135,7 +137,8 @@ def sweep(grid: str | Path, *, talk: Talk = _SILENT, **more: Any) -> SweepResult
     """
     from whit.verbs.sweep import sweep as verb
 
-    return _not_stopped(verb, _settings(options.SweepSettings, grid=Path(grid), **more), talk)
+    made: SweepResult = _not_stopped(verb, _settings(options.SweepSettings, grid=Path(grid), **more), talk)
+    return made
 
 
 @_takes(options.CompareSettings)
