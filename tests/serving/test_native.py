@@ -74,6 +74,31 @@ def test_a_product_is_exact(library: native.Library, rows: int, inputs: int, col
     assert torch.equal(packed.times(x, scaled=True), wanted * scale)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 21), columns=st.integers(1, 150), threads=st.integers(1, 3), odd=st.integers(0, 3),
+    seed=st.integers(0, 999),
+)  # fmt: skip
+def test_the_likeliest_is_the_first_of_the_largest(
+    library: native.Library, rows: int, columns: int, threads: int, odd: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 32, generator=draw) * (seed % 4)  # sometimes nothing but zeros: all are alike
+    W = torch.randn(columns, 32, generator=draw)
+    W[columns // 2 :] = W[: columns - columns // 2].clone()  # each twice
+    if odd:  # all below zero, so that what a product is filled up with would be above them
+        x[:, 0], W[:, 0] = 9.0, -9.0
+    rounded, scale = _rounded(W)
+    packed = native.Packed(library.code, rounded, scale, columns)
+    wanted = packed.times(x, scaled=True)[:, :columns].argmax(1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(packed.likeliest(x), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("first", [0, 3])
 def test_a_step_is_pytorchs(base: Any, pool: Pool, mixed: list[Any], library: native.Library, first: int) -> None:
     """As near as rounding to 8 bits lets two ways of summing be: a change of 1e-6 of the inputs moves as much."""
@@ -98,6 +123,8 @@ def test_a_step_is_pytorchs(base: Any, pool: Pool, mixed: list[Any], library: na
     assert torch.allclose(own_kv[0].float(), kv[0].float(), rtol=1e-2, atol=1e-5), "before anything was rounded twice"
     written = [own_kv[1][0, first + row, :, places[row]] for row in range(rows)]
     assert all(bool(each.abs().sum() > 0) for each in written)
+    hidden = models["own"].forward(first, tokens, places).flatten(0, 1)
+    assert torch.equal(models["own"].likeliest(hidden), models["own"].logits(hidden).argmax(-1))
     allowed = max(float((found["moved"][0] - logits).abs().max()), 1e-4)
     assert float((own - logits).abs().max()) <= 4 * allowed
     # An adapter that were left out would be seen.

@@ -157,7 +157,7 @@ class Int8Model(SlotStore):
                 self._lay_out(rank, rows)
             head: torch.Tensor = base.model.get_output_embeddings().weight.float()
             norm: torch.Tensor = base.model.get_decoder().norm.weight.float()
-            self._head, self._head_scale = self._kept((head * norm) @ turns.residual)
+            self._head, self._head_scale = self._kept((head * norm) @ turns.residual, len(head))
         self._steps = native.Steps(self, self._code, rows) if self._code else None
 
     def close(self) -> None:
@@ -170,6 +170,10 @@ class Int8Model(SlotStore):
         else:
             logits = _product(hidden, self._head).mul_(self._head_scale)
         return logits if logits.shape[1] == self._embed.shape[0] else logits[:, : self._embed.shape[0]]
+
+    def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The likeliest token of each row, (rows,), of hidden states (rows, width)."""
+        return self._head.likeliest(hidden) if isinstance(self._head, native.Packed) else super().likeliest(hidden)
 
     def forward(self, first: int, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
         """Hidden states (rows, tokens, width) of the slots from `first`; row i's tokens stand from `starts[i]` on.

@@ -22,8 +22,9 @@ typedef struct {
 } Product;
 
 typedef struct {
-    const float *R, *US; /* R of slot 0, (slots, size, size); U S, (size, out) */
-    int64_t z, size;     /* where z stands in the product's columns */
+    const float *R, *US; /* R of slot 0, (slots, size, size); U S of all modules side by side, (rank, out) */
+    const int64_t *ends; /* where each module's columns end */
+    int64_t z, size, rank; /* where z stands in the product's columns; size is rank times modules */
 } Move;
 
 typedef struct {
@@ -148,7 +149,7 @@ static float inverse_root_mean_square(const float *h, int64_t n, float eps)
     return 1.0f / sqrtf(sum(total) / (float)n + eps);
 }
 
-/* y of `rows` rows and `wide` times 16 columns from `panel` on. Meanwhile every `every`th line of weights is fetched
+/* y (rows, wide times 16), its rows `columns` apart, of the weights' columns from `panel` on. Meanwhile every `every`th line of weights is fetched
    from `ahead` on, for weights come from memory and are used once a step. */
 INLINE void tile(const Product *p, int64_t panel, int wide, const uint8_t *x, int64_t inputs, const float *scales,
                  int rows, int scaled, float *y, int64_t columns, const int8_t *ahead, int64_t every)
@@ -183,7 +184,7 @@ INLINE void tile(const Product *p, int64_t panel, int wide, const uint8_t *x, in
             __m512 found = _mm512_mul_ps(_mm512_cvtepi32_ps(total[r][v]), _mm512_set1_ps(scales[r]));
             if (scaled)
                 found = _mm512_mul_ps(found, _mm512_loadu_ps(p->scale + (panel + v) * VECTOR));
-            _mm512_storeu_ps(y + r * columns + (panel + v) * VECTOR, found);
+            _mm512_storeu_ps(y + r * columns + v * VECTOR, found);
         }
 }
 
@@ -210,20 +211,31 @@ static void product(Work *work, int64_t me, const Product *p, const uint8_t *x, 
     for (int64_t end, pair; (pair = take(&shares, &end)) >= 0; finish(&shares, end - pair))
         for (int64_t panel = 2 * pair; panel < panels && panel < 2 * end; panel += 2) {
             if (panel + 1 < panels)
-                tiles(p, panel, 2, x, inputs, scales, rows, scaled, y, columns);
+                tiles(p, panel, 2, x, inputs, scales, rows, scaled, y + panel * VECTOR, columns);
             else
-                tiles(p, panel, 1, x, inputs, scales, rows, scaled, y, columns);
+                tiles(p, panel, 1, x, inputs, scales, rows, scaled, y + panel * VECTOR, columns);
         }
     wait_for(&shares);
+}
+
+/* to += t U S for the columns from `at` to `end` */
+INLINE void outwards(const float *t, const float *US, int64_t rank, int64_t out, int64_t at, int64_t end, float *to)
+{
+    for (; at < end; at += VECTOR) {
+        __m512 v = _mm512_loadu_ps(to + at);
+        for (int64_t j = 0; j < rank; j++)
+            v = _mm512_fmadd_ps(_mm512_set1_ps(t[j]), _mm512_loadu_ps(US + j * out + at), v);
+        _mm512_storeu_ps(to + at, v);
+    }
 }
 
 /* to += z R U S for each rank of which this row has an adapter */
 static void adapt(const Step *s, const Move *moves, int64_t row, const float *y, float *to, int64_t out)
 {
-    for (int64_t rank = 0; rank < s->ranks; rank++) {
-        if (!s->moved[rank * s->rows + row])
+    for (int64_t each = 0; each < s->ranks; each++) {
+        if (!s->moved[each * s->rows + row])
             continue;
-        const Move *m = moves + rank;
+        const Move *m = moves + each;
         const float *z = y + m->z, *R = m->R + (s->first + row) * m->size * m->size;
         float t[m->size];
         for (int64_t j = 0; j < m->size; j++)
@@ -231,13 +243,11 @@ static void adapt(const Step *s, const Move *moves, int64_t row, const float *y,
         for (int64_t i = 0; i < m->size; i++)
             for (int64_t j = 0; j < m->size; j++)
                 t[j] += z[i] * R[i * m->size + j];
-        for (int64_t c = 0; c < out; c += VECTOR) {
-            __mmask16 some = c + VECTOR <= out ? 0xffff : (__mmask16)((1u << (out - c)) - 1);
-            __m512 v = _mm512_maskz_loadu_ps(some, to + c);
-            for (int64_t j = 0; j < m->size; j++)
-                v = _mm512_fmadd_ps(_mm512_set1_ps(t[j]), _mm512_maskz_loadu_ps(some, m->US + j * out + c), v);
-            _mm512_mask_storeu_ps(to + c, some, v);
-        }
+        for (int64_t module = 0, at = 0; at < out; at = m->ends[module++])
+            if (m->rank == 2)
+                outwards(t + 2 * module, m->US, 2, out, at, m->ends[module], to);
+            else
+                outwards(t + m->rank * module, m->US, m->rank, out, at, m->ends[module], to);
     }
 }
 
@@ -464,6 +474,67 @@ void whit_step(const Model *m, const Step *s)
             for (int64_t c = 0; c < m->width; c += VECTOR)
                 _mm512_storeu_ps(h + c, _mm512_mul_ps(_mm512_loadu_ps(h + c), by));
         });
+    }
+}
+
+/* The likeliest so far, of columns that one thread saw */
+typedef struct {
+    float most;
+    int64_t column;
+} Best;
+
+INLINE int before(const Best *one, const Best *other)
+{
+    return one->most > other->most || (one->most == other->most && one->column < other->column);
+}
+
+/* The first of the largest of y (rows, p->out), which is scaled and not kept; `ids` (rows,). Not a number is never it. */
+void whit_likeliest(const Product *p, const float *x, int64_t rows, uint8_t *bytes, float *scales, int64_t *ids,
+                    Best *bests /* (threads, rows) */, int64_t threads)
+{
+    Work works[2 * threads];
+    memset(works, 0, sizeof works);
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t me = omp_get_thread_num(), panels = p->columns / VECTOR;
+        Best *mine = bests + me * rows;
+        for (int64_t row = 0; row < rows; row++)
+            mine[row] = (Best){-INFINITY, 0};
+        EACH_ROW(works, row, rows, threads, {
+            scales[row] = rounded(x + row * p->in, 1.0f, p->in, bytes + row * p->in);
+        });
+        float y[rows * 2 * VECTOR];
+        Shares shares = {works + threads, (panels + 1) / 2, 4, threads, me, 0};
+        for (int64_t end, pair; (pair = take(&shares, &end)) >= 0; finish(&shares, end - pair))
+            for (int64_t panel = 2 * pair; panel < panels && panel < 2 * end; panel += 2) {
+                const int wide = panel + 1 < panels ? 2 : 1;
+                if (wide == 2)
+                    tiles(p, panel, 2, bytes, p->in, scales, rows, 1, y, 2 * VECTOR);
+                else
+                    tiles(p, panel, 1, bytes, p->in, scales, rows, 1, y, 2 * VECTOR);
+                for (int64_t row = 0; row < rows; row++)
+                    for (int v = 0; v < wide; v++) {
+                        const int64_t first = (panel + v) * VECTOR, left = p->out - first;
+                        __m512 found = _mm512_loadu_ps(y + (2 * row + v) * VECTOR);
+                        __mmask16 there = left >= VECTOR ? 0xffff : (__mmask16)((1u << (left > 0 ? left : 0)) - 1);
+                        there = _mm512_mask_cmp_ps_mask(there, found, found, _CMP_ORD_Q);
+                        if (!_mm512_mask_cmp_ps_mask(there, found, _mm512_set1_ps(mine[row].most), _CMP_GE_OQ))
+                            continue;
+                        const float most = _mm512_mask_reduce_max_ps(there, found);
+                        const __mmask16 where = _mm512_mask_cmp_ps_mask(there, found, _mm512_set1_ps(most), _CMP_EQ_OQ);
+                        const Best one = {most, first + (where ? __builtin_ctz(where) : 0)};
+                        if (where && before(&one, mine + row))
+                            mine[row] = one;
+                    }
+            }
+        wait_for(&shares);
+    }
+    for (int64_t row = 0; row < rows; row++) {
+        Best best = bests[row];
+        for (int64_t thread = 1; thread < threads; thread++)
+            if (before(bests + thread * rows + row, &best))
+                best = bests[thread * rows + row];
+        ids[row] = best.column;
     }
 }
 

@@ -45,7 +45,14 @@ class _Product(ctypes.Structure):
 
 
 class _Move(ctypes.Structure):
-    _fields_ = (("R", ctypes.c_void_p), ("US", ctypes.c_void_p), ("z", ctypes.c_int64), ("size", ctypes.c_int64))
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("R", "US", "ends")),
+        *((name, ctypes.c_int64) for name in ("z", "size", "rank")),
+    )
+
+
+class _Best(ctypes.Structure):
+    _fields_ = (("most", ctypes.c_float), ("column", ctypes.c_int64))
 
 
 class _Model(ctypes.Structure):
@@ -87,10 +94,14 @@ def load() -> Library:
     except (OSError, subprocess.SubprocessError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         return Library(None, f"the compiled step cannot be used ({first})")
-    code.whit_step.restype = code.whit_product.restype = None
+    code.whit_step.restype = code.whit_product.restype = code.whit_likeliest.restype = None
     code.whit_step.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     code.whit_product.argtypes = (
         ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p,
+        ctypes.c_void_p, ctypes.c_int64,
+    )  # fmt: skip
+    code.whit_likeliest.argtypes = (
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
         ctypes.c_void_p, ctypes.c_int64,
     )  # fmt: skip
     return Library(code)
@@ -169,6 +180,17 @@ class Packed:
         )  # fmt: skip
         return y
 
+    def likeliest(self, x: torch.Tensor) -> torch.Tensor:
+        """The first of the largest of x (rows, in) times the weights, scaled: (rows,). The products are not kept."""
+        x, rows, threads = x.contiguous(), len(x), _threads()
+        ids, bests = torch.empty(rows, dtype=torch.int64), (_Best * (threads * rows))()
+        bytes_, scales = torch.empty(rows, self.inputs, dtype=torch.uint8), torch.empty(rows)
+        self.code.whit_likeliest(
+            ctypes.addressof(self.about), x.data_ptr(), rows, bytes_.data_ptr(), scales.data_ptr(), ids.data_ptr(),
+            ctypes.addressof(bests), threads,
+        )  # fmt: skip
+        return ids
+
 
 def _threads() -> int:
     return min(torch.get_num_threads(), _MOST_THREADS)
@@ -204,6 +226,7 @@ class Steps:
         }  # fmt: skip
         self._sizes = {"columns": columns, "inputs": inputs, "rooms": rooms}
         self._moves: dict[tuple[int, ...], Any] = {}
+        self._held: list[torch.Tensor] = []  # what moves point to
 
     def step(
         self, h: torch.Tensor, kv: torch.Tensor, first: int, places: torch.Tensor, turn: torch.Tensor,
@@ -229,11 +252,14 @@ class Steps:
     def _moves_of(self, ranks: tuple[int, ...]) -> Any:
         found = self._moves.get(ranks)
         if found is None:
-            every = [
-                _Move(group.R[rank].data_ptr(), group.US[rank].data_ptr(), group.z[rank].start, group.R[rank].shape[1])
-                for layer in self._model.groups
-                for group in layer
-                for rank in ranks
-            ]
+            every = [self._move(group, rank) for layer in self._model.groups for group in layer for rank in ranks]
             found = self._moves[ranks] = (_Move * max(1, len(every)))(*every)
         return found
+
+    def _move(self, group: Any, rank: int) -> _Move:
+        spans, R = list(group.spans.values()), group.R[rank]
+        parts = [group.US[rank][place * rank : (place + 1) * rank, span] for place, span in enumerate(spans)]
+        US = torch.cat(parts, 1).contiguous()
+        ends = torch.tensor([span.stop for span in spans])
+        self._held += [US, ends]
+        return _Move(R.data_ptr(), US.data_ptr(), ends.data_ptr(), group.z[rank].start, R.shape[1], rank)

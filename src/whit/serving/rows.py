@@ -23,6 +23,7 @@ from whit.errors import AdapterError
 from whit.evaluation.decoding import decoder_of, window_of
 from whit.serving.blocks import Blocks, groups_of
 from whit.serving.pool import Served
+from whit.serving.sampling import likeliest
 
 if TYPE_CHECKING:
     from whit.bases import Base
@@ -154,6 +155,10 @@ class SlotStore(ABC):
     @abstractmethod
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (rows, vocabulary) of hidden states (rows, width); float32."""
+
+    def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The likeliest token of each row, (rows,): the first of the largest `logits`."""
+        return likeliest(self.logits(hidden))
 
     @abstractmethod
     def close(self) -> None:

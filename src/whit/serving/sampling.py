@@ -43,6 +43,8 @@ class Drawer:
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
         self._random = random.Random(sampling.seed)
+        #: Whether it takes the likeliest token and asks for nothing more.
+        self.greedy = sampling.temperature <= 0 and sampling.logprobs is None
 
     def __call__(self, logits: torch.Tensor, likeliest: int) -> Choice:
         """The next token; logits (vocabulary,), float32. Log-probabilities are those at temperature 1."""

@@ -300,8 +300,11 @@ class Scheduler:
         self._choose(rows, hidden[:, 0])
 
     def _choose(self, rows: list[_Row], hidden: torch.Tensor) -> None:
-        logits = self.model.logits(hidden)
-        choices = choose(logits, [row.draw for row in rows])
+        choices: Sequence[Choice]
+        if all(row.draw.greedy for row in rows):
+            choices = [Choice(token) for token in self.model.likeliest(hidden).tolist()]
+        else:
+            choices = choose(self.model.logits(hidden), [row.draw for row in rows])
         for row, choice in zip(rows, choices, strict=True):
             request = row.request
             row.answered += 1
