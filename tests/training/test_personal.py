@@ -108,10 +108,10 @@ def test_nothing_to_learn_from_and_nan_are_told(base: Any, bound: Any, rows: Any
     train, users = rows(WORDS, 2)
     with pytest.raises(TrainingError, match="needs rows"):
         train_personal(base, bound, [], [], train, users, PLAN)
-    from whit.training import personal
+    from whit.training import upper
 
-    real = personal.loss_of
-    monkeypatch.setattr(personal, "loss_of", lambda base, batch: real(base, batch) * math.nan)
+    real = upper.loss_of
+    monkeypatch.setattr(upper, "loss_of", lambda base, batch: real(base, batch) * math.nan)
     with pytest.raises(TrainingError, match="ann-0"):
         train_personal(base, bound, train, users, train, users, PLAN)
 

@@ -6,8 +6,9 @@ rows, with k from `SHRINKAGES` (the form of an empirical-Bayes estimate; k = inf
 user with few rows stays near the shared vector, one with none has it.
 
 Optionally the directions come first: P, drawn at random otherwise, is trained on everybody's rows together with a
-vector for each user, then rounded as it is stored and held, and the two phases above begin anew along it: a user who
-comes later finds what those who were there found. Knows nothing of splits, verdicts or files.
+vector for each user, then rounded as it is stored and held. The two phases above then begin at the mean of these
+vectors and at what each user's differs from it. Adapters of upper layers alone cost as much as those layers (see
+`upper.py`). Knows nothing of splits, verdicts or files.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from whit.adapters.tunable import BoundBasis, BoundVector
 from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import TrainingError
-from whit.training.batching import collate, named, order, steps_in
+from whit.training.batching import named, order, steps_in
 from whit.training.optimizers import schedule
-from whit.training.sft import loss_of, unshared
+from whit.training.upper import Passes, lowest_layer
 
 SHRINKAGES = (0.0, 2.0, 8.0, 32.0, 128.0, math.inf)
 _BETAS, _EPSILON, _CLIP = (0.9, 0.99), 1e-8, 1.0
@@ -110,16 +111,18 @@ def train_personal(
     device = bound.v.device
     shared = torch.zeros(1, bound.numbers, device=device)
     own = torch.zeros(len(names), bound.numbers, device=device)
-    nobody = torch.zeros_like(whose)
     learned, zeroth = None, 0
+    passes = Passes(base, rows, first=lowest_layer(bound))
     if plan.basis_epochs > 0:
         if not isinstance(bound, BoundBasis):
             raise TrainingError("only tiny adapters move along a basis that can be learned")
-        learned, zeroth = _learn_basis(base, bound, rows, whose, len(names), plan, tell)
-    first = _descend(
-        base, bound, rows, nobody, shared, None, plan.shared_epochs, plan.learning_rate, plan, "shared", tell
-    )
-    second = _descend(base, bound, rows, whose, own, shared, plan.epochs, plan.personal_rate, plan, "personal", tell)
+        learned, zeroth = _learn_basis(bound, passes, whose, own, plan, tell)
+        shared += own.mean(0)
+    first = _descend(bound, passes, None, shared, None, plan.shared_epochs, plan.learning_rate, plan, "shared", tell)
+    if learned is not None:
+        own -= shared
+    second = _descend(bound, passes, whose, own, shared, plan.epochs, plan.personal_rate, plan, "personal", tell)
+    check = Passes(base, validation, first=lowest_layer(bound))
     counts = tuple(int(count) for count in torch.bincount(whose, minlength=len(names)))
     losses: dict[float, float] = {}
     for k in SHRINKAGES:
@@ -129,7 +132,7 @@ def train_personal(
                 for user in validation_users
             ]
         )
-        losses[k] = mean_loss(base, bound, validation, vectors, plan.batch)
+        losses[k] = _mean_loss(bound, check, vectors, plan.batch)
     # Among equals the stronger shrinkage: what was not shown to help is left out.
     best = min(reversed(SHRINKAGES), key=lambda k: losses[k])
     return Personal(
@@ -140,25 +143,29 @@ def train_personal(
 
 def mean_loss(base: Base, bound: BoundVector, rows: Sequence[Encoded], vectors: torch.Tensor, batch: int) -> float:
     """Mean cross-entropy of an answer's token, in nats; row i with `vectors[i]`."""
+    return _mean_loss(bound, Passes(base, rows, first=0), vectors, batch)
+
+
+def _mean_loss(bound: BoundVector, passes: Passes, vectors: torch.Tensor, batch: int) -> float:
     total, count = 0.0, 0
     with torch.inference_mode():
-        for at in range(0, len(rows), batch):
+        for at in range(0, len(vectors), batch):
+            some = range(at, min(at + batch, len(vectors)))
             with bound.rows(vectors[at : at + batch]):
-                losses = loss_of(base, unshared(collate(rows[at : at + batch])))
+                losses, _ = passes.losses(some)
             total, count = total + float(losses.sum()), count + len(losses)
     return total / count
 
 
 def _learn_basis(
-    base: Base,
     bound: BoundBasis,
-    rows: Sequence[Encoded],
+    passes: Passes,
     whose: torch.Tensor,
-    users: int,
+    table: torch.Tensor,
     plan: PersonalPlan,
     tell: Callable[[str, int, int, float], None],
 ) -> tuple[LearnedBasis, int]:
-    """Train P together with a vector for each user, keep P alone, and let `bound` move along it; how many steps."""
+    """Train P together with the users' vectors in `table`, and let `bound` move along it; how many steps."""
     drawn = bound.expansion.projection
     if drawn is None:
         raise TrainingError("only tiny adapters move along a basis that can be learned; name their size with --numbers")
@@ -173,10 +180,9 @@ def _learn_basis(
         adam.step()
         adam.zero_grad(set_to_none=True)
 
-    table = torch.zeros(users, bound.numbers, device=bound.v.device)
     try:
         steps = _descend(
-            base, bound, rows, whose, table, None, plan.basis_epochs, plan.personal_rate, plan, "basis", tell, also=also
+            bound, passes, whose, table, None, plan.basis_epochs, plan.personal_rate, plan, "basis", tell, also=also
         )
         learned = LearnedBasis.of(bound.spec, bound.basis, P.detach().cpu().numpy())
     except BaseException:
@@ -188,10 +194,9 @@ def _learn_basis(
 
 
 def _descend(
-    base: Base,
     bound: BoundVector,
-    rows: Sequence[Encoded],
-    whose: torch.Tensor,
+    passes: Passes,
+    whose: torch.Tensor | None,
     table: torch.Tensor,
     under: torch.Tensor | None,
     epochs: float,
@@ -202,7 +207,8 @@ def _descend(
     *,
     also: Callable[[float], None] | None = None,
 ) -> int:
-    """Adam on the rows of `table` that a batch is about (`whose[i]` is row i's place in it); how many steps.
+    """Adam on the rows of `table` that a batch is about (`whose[i]` is row i's place in it; None: the one that there
+    is); how many steps.
 
     Each place has its own moments and its own count of steps, so that a user who comes seldom moves as one who comes
     often would with as many rows; `under` is added to every vector and held. `also` is called after each backward pass
@@ -210,23 +216,22 @@ def _descend(
     """
     moments, squares = torch.zeros_like(table), torch.zeros_like(table)
     turns = torch.zeros(len(table), 1, device=table.device)
-    lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
+    rows = passes.rows
     steps, per_epoch = steps_in(len(rows), plan.batch, epochs), math.ceil(len(rows) / plan.batch)
     turn: list[list[int]] = []
     for step in range(steps):
         epoch, within = divmod(step, per_epoch)
         if within == 0:
-            turn = order(lengths, plan.batch, seed=plan.seed, epoch=epoch)
+            turn = order(passes.lengths, plan.batch, seed=plan.seed, epoch=epoch)
         places = turn[within]
-        batch = unshared(collate([rows[at] for at in places]))
-        mine = whose[places].to(table.device)
+        mine = torch.zeros(1, dtype=torch.long) if whose is None else whose[places].to(table.device)
         each = table[mine] if under is None else table[mine] + under
         each = each.detach().requires_grad_(True)
-        with bound.rows(each):
-            losses = loss_of(base, batch)
+        with bound.using(each[0] if whose is None else each):
+            losses, batch = passes.losses(places, shared=whose is None)
         loss = losses.sum() / len(batch.wanted)
         # The mean over a batch would make a row's push depend on who else is in it.
-        (losses.sum() * len(places) / len(batch.wanted)).backward()
+        (losses.sum() * len(mine) / len(batch.wanted)).backward()
         assert each.grad is not None
         if not math.isfinite(float(loss.detach())) or not bool(torch.isfinite(each.grad).all()):
             raise TrainingError(
