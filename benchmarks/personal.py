@@ -11,8 +11,10 @@ gives each user their own; how much people differ it cannot show. Real ratings g
 `whit train` reads, with a column that says whose row it is.
 
 `whit train --per` trains all users in one run and gives personal, shared and base on held-out rows, with intervals, and
-how many users were helped, harmed or undecided. Then `--peers` users are trained one at a time, each as a PEFT LoRA of
-rank 8 with Adam on the same rows, and answered with the same scorer; the rate of 5 is taken for the rate of all.
+how many users were helped, harmed or undecided: along directions that are learned from all of them, in the layers that
+`--targets` names. Then `--peers` users, spread over all, are trained one at a time, each as a PEFT LoRA of rank 8 with
+Adam on the same rows, and answered with the same scorer; the rate of 5 is taken for the rate of all. Each is a run of
+its own, in a process that opens the base, trains and saves; told are the whole run and the training in it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import argparse
 import json
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -86,36 +90,62 @@ def construct(folder: Path, options: argparse.Namespace) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-def one_by_one(options: argparse.Namespace, learn: Sequence[Row], held: Sequence[Row], users: list[str]) -> list[Any]:
-    """A PEFT LoRA for each user, from nothing; seconds, training rows seen and held-out score of each."""
+def one_by_one(
+    options: argparse.Namespace, folder: Path, data: Path, held: Sequence[Row], users: list[str]
+) -> list[Any]:
+    """A PEFT LoRA for each user, from nothing: seconds of the run, of its training, and the held-out score of each."""
+    from safetensors.torch import load_file
+
     base = open_base(options.base)
-    rows = [row for row in learn if str(row.extra[options.per]) in users]
-    examiner = Examiner(base, make_scorer("exact", rows), options.instruction, longest_answer(learn, base))
-    targets = all_targets(name for name, _ in base.model.named_modules())
-    tune_lora(base, targets, rank=8, alpha=16, dropout=0.0, seed=0).detach()  # what is read once is not timed
+    learn = read_rows(data)
+    examiner = Examiner(base, make_scorer("exact", learn), options.instruction, longest_answer(learn, base))
+    bound = tune_lora(
+        base, all_targets(name for name, _ in base.model.named_modules()), rank=8, alpha=16, dropout=0.0, seed=0
+    )
     found = []
     for user in users:
-        mine = [row for row in rows if str(row.extra[options.per]) == user]
-        began = time.monotonic()
-        bound = tune_lora(base, targets, rank=8, alpha=16, dropout=0.0, seed=0)
-        encoded = examiner.encode(mine, learn=True)
-        adam = torch.optim.Adam(bound.parameters(), lr=options.peer_rate)
-        draw = random.Random(0)
-        for _ in range(options.peer_epochs):
-            draw.shuffle(encoded)
-            for at in range(0, len(encoded), 4):
-                with bound.active():
-                    loss = loss_of(base, collate(encoded[at : at + 4])).mean()
-                adam.zero_grad()
-                loss.backward()
-                adam.step()
-        seconds = time.monotonic() - began
+        out, began = folder / f"peer-{user}.safetensors", time.monotonic()
+        subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--peer", user, "--peer-rows", str(data), "--peer-out", str(out)],
+            check=True,
+        )
+        whole = time.monotonic() - began
+        kept = load_file(out)
+        training = float(kept.pop("seconds"))
+        with torch.no_grad():
+            for parameter, name in zip(bound.parameters(), sorted(kept, key=int), strict=True):
+                parameter.copy_(kept[name])
         test = [row for row in held if str(row.extra[options.per]) == user]
         scores = examiner.score(examiner.answer(examiner.encode(test), bound), test)
-        bound.detach()
-        found.append((seconds, options.peer_epochs * len(mine), statistics.mean(score.value for score in scores)))
-        tell(f"PEFT, {user}: {seconds:.1f} s for {len(mine)} rows, {found[-1][2]:.2f} held out")
+        found.append((whole, training, statistics.mean(score.value for score in scores)))
+        tell(f"PEFT, {user}: {whole:.1f} s, {training:.1f} of them training; {found[-1][2]:.2f} held out")
+    bound.detach()
     return found
+
+
+def one(options: argparse.Namespace) -> None:
+    """One user's PEFT LoRA, as a process of its own."""
+    from safetensors.torch import save_file
+
+    base, rows = open_base(options.base), read_rows(options.peer_rows)
+    examiner = Examiner(base, make_scorer("exact", rows), options.instruction, longest_answer(rows, base))
+    mine = [row for row in rows if str(row.extra[options.per]) == options.peer]
+    bound = tune_lora(
+        base, all_targets(name for name, _ in base.model.named_modules()), rank=8, alpha=16, dropout=0.0, seed=0
+    )
+    encoded = examiner.encode(mine, learn=True)
+    adam, draw = torch.optim.Adam(bound.parameters(), lr=options.peer_rate), random.Random(0)
+    began = time.monotonic()
+    for _ in range(options.peer_epochs):
+        draw.shuffle(encoded)
+        for at in range(0, len(encoded), 4):
+            with bound.active():
+                loss = loss_of(base, collate(encoded[at : at + 4])).mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    kept = {str(at): parameter.detach().clone() for at, parameter in enumerate(bound.parameters())}
+    save_file(kept | {"seconds": torch.tensor(time.monotonic() - began)}, options.peer_out)
 
 
 def main() -> None:
@@ -132,21 +162,29 @@ def main() -> None:
     parser.add_argument("--instruction", default="How is this review?")
     parser.add_argument("--kind", choices=("tiny", "xs"), default="tiny")
     parser.add_argument("--numbers", type=int, default=13)
-    parser.add_argument("--learn-basis", action="store_true")
-    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--targets", nargs="+", default=["*.layers.2[0-9].*"])
+    parser.add_argument("--learn-basis", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=3e-2, help="of v; a learned basis has its own")
+    parser.add_argument("--rate", type=float, default=5e-2, help="of v; a learned basis has its own")
     parser.add_argument("--peers", type=int, default=5)
     parser.add_argument("--peer-epochs", type=int, default=10)
     parser.add_argument("--peer-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
+    for name in ("--peer", "--peer-rows", "--peer-out"):  # of the processes that this one starts
+        parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peer:
+        one(options)
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, test = (options.ratings, options.test_ratings) if options.ratings else construct(folder, options)
         settings = TrainSettings(
             data=data, test_data=test, base=options.base, out=folder / "out", per=options.per, score="exact",
-            instruction=options.instruction, kind=options.kind, learn_basis=options.learn_basis,
+            instruction=options.instruction, kind=options.kind, learn_basis=options.learn_basis, rank=options.rank,
+            targets=tuple(options.targets),
             numbers=options.numbers if options.kind == "tiny" else None, epochs=options.epochs, batch=options.batch,
             learning_rate=options.rate, validation=0.15, seed=options.seed,
         )  # fmt: skip
@@ -154,25 +192,27 @@ def main() -> None:
         rate = 60 * len(about["users"]) / about["seconds"]
         result = {
             "constructed": options.ratings is None, "users": len(about["users"]), "kind": options.kind,
-            "learn_basis": about.get("basis"), "numbers": options.numbers if options.kind == "tiny" else "xs r=2",
+            "learn_basis": about.get("basis"), "numbers": options.numbers if options.kind == "tiny" else "xs",
+            "rank": options.rank, "targets": options.targets,
             "training_rows": sum(user["rows"] for user in about["users"]),
             **{key: about[key] for key in ("base", "shared", "personal", "held_out", "shared_over_base",
                                            "personal_over_shared", "counts", "shrinkage", "steps")},
             "seconds": round(about["seconds"], 1), "adapters_per_minute": round(rate, 1),
         }  # fmt: skip
         if options.peers and test is not None:
-            users = [user["user"] for user in about["users"] if user["rows"] and user["held_out"]][: options.peers]
-            found = one_by_one(options, read_rows(data), read_rows(test), users)
+            users = [user["user"] for user in about["users"] if user["rows"] and user["held_out"]]
+            users = users[options.peers // 2 :: max(1, len(users) // options.peers)][: options.peers]
+            found = one_by_one(options, folder, data, read_rows(test), users)
             mine = [user for user in about["users"] if user["user"] in users]
-            seconds = [each[0] for each in found]
-            peers = 60 / statistics.mean(seconds)
+            whole, training = (statistics.mean(each[at] for each in found) for at in (0, 1))
             result["peft"] = {
-                "users": len(users), "epochs": options.peer_epochs, "seconds_each": round(statistics.mean(seconds), 1),
-                "adapters_per_minute": round(peers, 2),
+                "users": users, "epochs": options.peer_epochs, "seconds_each": round(whole, 1),
+                "of_them_training": round(training, 1), "adapters_per_minute": round(60 / whole, 2),
                 "held_out": round(statistics.mean(each[2] for each in found), 4),
                 "whit_on_the_same_users": round(statistics.mean(user["personal"] for user in mine), 4),
             }  # fmt: skip
-            result["times_as_many_a_minute"] = round(rate / peers, 1)
+            result["times_as_many_a_minute"] = round(rate * whole / 60, 1)
+            result["times_as_many_of_training_alone"] = round(rate * training / 60, 1)
         report([result])
 
 
