@@ -146,16 +146,19 @@ def endless(base: Base) -> Base:
     return replace(base, stop_ids=())
 
 
-def pass_at_one(args: argparse.Namespace, base: Base, gym: str) -> dict[str, Any]:
-    """The share of `--limit` generated problems that the base gets right, greedily and drawn."""
+def pass_at_one(args: argparse.Namespace, base: Base, gym: str | None) -> dict[str, Any]:
+    """The share of `--limit` problems, generated or of --data, that the base gets right, greedily and drawn."""
     from whit.data.rows import read_rows
     from whit.evaluation.proof import Examiner
     from whit.rewards import make_reward
     from whit.rewards.gym import write_rows
 
-    with tempfile.TemporaryDirectory() as folder:
-        rows = read_rows(write_rows(Path(folder) / "rows.jsonl", gym, count=args.limit, seed=7))
-    reward = make_reward([f"gym:{gym}"], rows)
+    if gym is None:
+        rows = list(read_rows(args.data))[: args.limit]
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = list(read_rows(write_rows(Path(folder) / "rows.jsonl", gym, count=args.limit, seed=7)))
+    reward = make_reward([args.reward if gym is None else f"gym:{gym}"], rows)
     try:
         examiner = Examiner(base, reward.scorer, args.instruction, args.tokens)
         encoded = examiner.encode(rows)
@@ -171,7 +174,7 @@ def pass_at_one(args: argparse.Namespace, base: Base, gym: str) -> dict[str, Any
     right = np.array([grade.right for grade in grades]).reshape(len(rows), args.samples)
     count = len(rows)
     return {
-        "figure": "pass", "base": base.name, "task": gym, "rows": count, "samples": args.samples,
+        "figure": "pass", "base": base.name, "task": gym or args.data.stem, "rows": count, "samples": args.samples,
         "greedy_right": sum(score.value >= 1 for score in greedy) / count,
         "greedy_lenient": sum(score.lenient >= 1 for score in greedy) / count,
         "greedy_format": sum(score.valid for score in greedy) / count,
@@ -363,9 +366,11 @@ def units(args: argparse.Namespace, kept: Kept, what: str) -> None:
         return " ".join([what, args.base, *map(str, parts)])
 
     if what in ("pass", "rollouts", "population"):
-        wanted = CANDIDATES if not args.tiny else CANDIDATES[:1]
+        gyms: Sequence[str | None] = args.tasks or (CANDIDATES[:1] if args.tiny else CANDIDATES)
+        if args.what == "pass" and args.data is not None:
+            gyms = [None]
         keys = {
-            "pass": [named(gym, args.tokens, args.instruction or "") for gym in args.tasks or wanted],
+            "pass": [named(gym or args.data.stem, args.tokens, args.instruction or "") for gym in gyms],
             "rollouts": [named(args.prompts, args.samples, args.tokens, turn) for turn in range(args.rounds)],
             "population": [named(args.population, args.rows, args.tokens, turn) for turn in range(args.rounds)],
         }[what]
@@ -374,8 +379,7 @@ def units(args: argparse.Namespace, kept: Kept, what: str) -> None:
         base = open_base(args.base, args.dtype)
         for place, key in enumerate(keys):
             if what == "pass":
-                gym = (args.tasks or wanted)[place]
-                kept.unit(key, lambda gym=gym: pass_at_one(args, base, gym))
+                kept.unit(key, lambda place=place: pass_at_one(args, base, gyms[place]))
             elif what == "rollouts":
                 kept.unit(key, lambda place=place: rollouts(args, base, place))
             else:

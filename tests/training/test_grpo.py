@@ -22,7 +22,7 @@ from whit.rewards.reward import Grade
 from whit.testing import tiny_base
 from whit.training.batching import collate
 from whit.training.evolution import centred_ranks, noise, train_evolution
-from whit.training.grpo import LEARNING_RATES, advantages, policy_loss, train_grpo
+from whit.training.grpo import LEARNING_RATES, advantages, default_rate, policy_loss, train_grpo
 from whit.training.reward import Rewarded, RewardPlan, RewardProgress
 from whit.training.rollouts import roll_out
 from whit.training.sft import loss_of
@@ -196,11 +196,18 @@ def test_at_the_default_rate_a_token_that_is_rewarded_comes_more_often(kind: str
     words = [base.decode([token]) for token in range(len(chances))]
     likely = {word: sum(float(chances[at]) for at, same in enumerate(words) if same == word) for word in set(words)}
     wanted = min(likely, key=lambda word: (abs(likely[word] - 0.2), word))
-    plan = replace(PLAN, steps=32, batch=4, samples=16, most=1, warmup=0.1, learning_rate=LEARNING_RATES[kind])
+    plan = replace(PLAN, steps=32, batch=4, samples=16, most=1, warmup=0.1, learning_rate=default_rate(base, kind))
     with fresh(base, kind) as bound:
         found = run(base, bound, rows, plan, reward=Rewards(lambda answer: float(answer == wanted)))
     means = [each.reward for each in found.measures]
     assert np.mean(means[-8:]) > np.mean(means[:4]) + rise, (wanted, likely[wanted], means)
+
+
+def test_a_larger_base_moves_at_a_lower_rate(base: Base) -> None:
+    assert default_rate(base, "tiny") == LEARNING_RATES["tiny"]
+    larger = replace(base, parameters=135_000_000)
+    for kind, rate in LEARNING_RATES.items():
+        assert 0 < default_rate(larger, kind) < rate / 2
 
 
 def test_the_best_on_validation_is_kept(base: Base, tune: Tune, encode: Encode) -> None:

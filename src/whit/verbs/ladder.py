@@ -189,7 +189,7 @@ class _Trainer:
         run, rows = f"{self.run}#{name}#{share}", len(self.encoded)
         checkpoint = self.state / f"{name.replace(' ', '-')}-{round(100 * share)}.safetensors"
         if settings.reward:
-            whole = by_reward.plan_of(settings, kind, rows, self.examiner.max_tokens, run, self.state)
+            whole = by_reward.plan_of(settings, kind, self.base, rows, self.examiner.max_tokens, run, self.state)
             plan = replace(whole, steps=max(1, round(whole.steps * share)), checkpoint=checkpoint)
             found, seeds = by_reward.train_seeds(
                 settings, self.examiner, self.reward, fresh, self.encoded, self.split, plan, self.talk
@@ -214,7 +214,7 @@ class _Trainer:
         _, numbers, kind, _ = supervised.shape_of(settings, self.base)
         rows = len(self.encoded)
         if settings.reward:
-            plan = by_reward.plan_of(settings, kind, rows, self.examiner.max_tokens, self.run, self.state)
+            plan = by_reward.plan_of(settings, kind, self.base, rows, self.examiner.max_tokens, self.run, self.state)
             by_reward.require_memory(self.base, self.encoded, plan, numbers, self.talk)
         else:
             step = supervised.plan_of(settings, kind, self.base, rows, self.run, self.state)

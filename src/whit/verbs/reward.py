@@ -72,7 +72,7 @@ def train_reward(settings: TrainSettings, *, talk: Talk | None = None) -> Reward
         examiner, encoded = examine(settings, split, base, scorer)
         choose = choosing(settings, start, examiner, reward, encoded, talk)
         fresh, numbers, kind, payload = supervised.shape_of(settings, base, choose)
-        plan = plan_of(settings, kind, len(encoded), examiner.max_tokens, start.run, start.state)
+        plan = plan_of(settings, kind, start.base, len(encoded), examiner.max_tokens, start.run, start.state)
         runs.make_folder(start.state)
         start.introduce(talk)
         talk.say(f"reward   {reward.name}; proved by {examiner.scorer.name}")
@@ -190,20 +190,20 @@ def choosing(
     """
 
     def choose(targets: Sequence[Target], numbers: int) -> SparseSpec:
-        from whit.training.grpo import LEARNING_RATES, group_losses
+        from whit.training.grpo import default_rate, group_losses
 
         if settings.warm_start:
             known = common.open_specialist(settings.warm_start).adapter.sparse
             if known is None or known.numbers != numbers:
                 raise UsageError(f"--warm-start {settings.warm_start}: no sparse adapter of {numbers:,} numbers")
             return known
-        plan = plan_of(settings, "sparse", len(encoded), examiner.max_tokens, start.run, start.state)
+        plan = plan_of(settings, "sparse", start.base, len(encoded), examiner.max_tokens, start.run, start.state)
 
         def losses() -> Sequence[Callable[[], torch.Tensor]]:
             some = -(-2 * runs.CALIBRATION // settings.samples)
             return group_losses(start.base, encoded[:some], reward, replace(plan, optimizer="grpo"))
 
-        return runs.chosen_places(start, targets, numbers, losses, LEARNING_RATES["sparse"], talk)
+        return runs.chosen_places(start, targets, numbers, losses, default_rate(start.base, "sparse"), talk)
 
     return choose
 
@@ -213,16 +213,16 @@ def epochs_of(settings: TrainSettings, rows: int) -> float:
     return settings.epochs or min(12.0, max(1.0, _PROMPTS_SEEN / rows))
 
 
-def plan_of(settings: TrainSettings, kind: str, rows: int, most: int, run: str, state: Path) -> RewardPlan:
+def plan_of(settings: TrainSettings, kind: str, base: Base, rows: int, most: int, run: str, state: Path) -> RewardPlan:
     """How a run by reward goes for these settings. Raises `UsageError`."""
     from whit.training.batching import steps_in
     from whit.training.evolution import LEARNING_RATE
-    from whit.training.grpo import LEARNING_RATES
+    from whit.training.grpo import default_rate
     from whit.training.reward import PROMPTS, RewardPlan
 
     evolves = settings.optimizer in ("es", "cma")
     require_moved(settings.optimizer, kind)
-    rate = settings.learning_rate or (LEARNING_RATE if evolves else LEARNING_RATES[kind])
+    rate = settings.learning_rate or (LEARNING_RATE if evolves else default_rate(base, kind))
     if rate < 0:
         raise UsageError(f"--learning-rate {rate:g}: must be above 0")
     batch = settings.batch or PROMPTS
