@@ -5,7 +5,8 @@
 PYTHON is one that has llama-cpp-python. whit computes in float32 from the file's dequantised weights; llama.cpp also
 rounds what goes into each product to 8 bits. So two things are compared with it: whit as it is, and whit with inputs
 rounded in the same way (blocks of 32 for Q8_0, of 256 for TQ2_0), which shows whether that is all the difference.
-Where two part, whit's own lead of its token over the other's is told (in logits).
+Where two part, whit's own lead of its token over the other's is told (in logits). What may be asked for is shown by
+llama.cpp against itself, with its flash attention, which sums in another order.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def against(name: str, own: list[tuple[list[int], list[torch.Tensor]]], other: l
     return {"whit": name, "prompts": len(own), "same": len(own) - len(parted), "parted": parted}
 
 
-def by_llama(path: Path, python: str, most: int) -> list[dict[str, Any]]:
-    job = {"base": str(path), "texts": PROMPTS, "tokens": most}
+def by_llama(path: Path, python: str, most: int, again: str | None = None) -> list[dict[str, Any]]:
+    job = {"base": str(path), "texts": PROMPTS, "tokens": most, "again": again}
     peer = Path(__file__).parent / "peers" / "llama_greedy.py"
     done = subprocess.run([python, str(peer)], input=json.dumps(job), capture_output=True, text=True, check=True)
     found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -119,7 +120,12 @@ def main() -> None:
         with inputs_rounded(base):
             as_they_do = [continuation(base, prompt, options.tokens) for prompt in prompts]
         about = {"base": name, "tokens": options.tokens, "prompts_tokenised_alike": tokens_alike}
-        report([about | against("float32", own, theirs), about | against("inputs in 8 bits", as_they_do, theirs)])
+        again = by_llama(base.path, options.llama, options.tokens, "flash attention")
+        itself = sum(item["answer"] == answer for item, answer in zip(again, theirs, strict=True))
+        report([
+            about | against("float32", own, theirs), about | against("inputs in 8 bits", as_they_do, theirs),
+            about | {"llama.cpp": "with its flash attention", "prompts": len(theirs), "same": itself},
+        ])  # fmt: skip
 
 
 if __name__ == "__main__":

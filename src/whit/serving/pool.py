@@ -107,7 +107,10 @@ class Pool:
         basis = self.bases.get(spec.rank)
         if basis is None:
             served = ", ".join(map(str, sorted(self.bases)))
-            raise UsageError(f"this server serves vector adapters of rank {served}; this one has rank {spec.rank}")
+            raise UsageError(
+                f"this server serves vector adapters of rank {served}; this one has rank {spec.rank} "
+                f"(start it with --ranks {' '.join(map(str, sorted([*self.bases, spec.rank])))})"
+            )
         if not basis.fingerprint.startswith(adapter.basis[:16]):
             self._look_up(adapter.basis)
             basis = named_by(adapter.basis, basis)
