@@ -451,7 +451,14 @@ def test_completion_scripts(whit: Whit, shell: str) -> None:
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("whit tr", {"train"}), ("whit train --opt", {"--optimizer"}), ("whit export a b --to g", {"gguf-lora"})],
+    [
+        ("whit tr", {"train"}),
+        ("whit train --opt", {"--optimizer"}),
+        ("whit export a b --to g", {"gguf-lora"}),
+        ("whit train --base smo", {"smollm2", "smo"}),
+        ("whit eval tick", {"tick"}),
+        ("whit check tick", {"tick"}),
+    ],
 )
 def test_completion_knows_commands_options_and_choices(words: str, expected: set[str]) -> None:
     done = fresh(

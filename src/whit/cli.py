@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import click
+from click.shell_completion import CompletionItem
 
 from whit import settings as options
 from whit.errors import UsageError, WhitError
@@ -212,7 +213,10 @@ def _parameter(part: Field[Any], hint: Any) -> click.Parameter:
     default = None if part.default is MISSING else part.default
     if about["positional"]:
         many = bool(about.get("many"))
-        return click.Argument([part.name], type=kind, nargs=-1 if many else 1, required=not about.get("optional"))
+        return click.Argument(
+            [part.name], type=kind, nargs=-1 if many else 1, required=not about.get("optional"),
+            shell_complete=_COMPLETE.get(part.name),
+        )  # fmt: skip
     flag = "--" + part.name.replace("_", "-")
     # Defaults stand in the settings alone: an option that was not given is None here, so that a file can speak.
     if hint is bool:
@@ -220,8 +224,25 @@ def _parameter(part: Field[Any], hint: Any) -> click.Parameter:
         spelt = f"{flag}/--no-{flag[2:]}"
         return click.Option([spelt, part.name], is_flag=True, default=None, help=_help(about, default))
     return click.Option(
-        [flag, part.name], type=kind, default=None, multiple=bool(about.get("many")), help=_help(about, default)
-    )
+        [flag, part.name], type=kind, default=None, multiple=bool(about.get("many")), help=_help(about, default),
+        shell_complete=_COMPLETE.get(part.name),
+    )  # fmt: skip
+
+
+def _bases(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Bases whose names begin so, and files: a base may be one."""
+    from whit.bases.catalogue import BUILTIN, KNOWN
+
+    names = [CompletionItem(name) for name in (*BUILTIN, *KNOWN) if name.startswith(begun)]
+    return [*names, CompletionItem(begun, type="file")]
+
+
+def _files(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    return [CompletionItem(begun, type="file")]
+
+
+#: What a shell offers for options that are no paths by type, but may name one.
+_COMPLETE = {"base": _bases, "adapter": _files}
 
 
 def _help(about: Any, default: Any) -> str:
