@@ -20,12 +20,13 @@ from torch.nn.utils.rnn import pad_sequence
 from whit.adapters.targets import PROJECTIONS
 from whit.adapters.tunable import BoundBasis, BoundVector
 from whit.bases import Base
+from whit.bases.memory import available_bytes
 from whit.data.templates import Encoded
 from whit.evaluation.decoding import decoder_of, window_of
 from whit.training.batching import Batch, collate, pack
 from whit.training.sft import loss_of, packed_limit, unshared
 
-MOST_BYTES = 1 << 30  # of hidden states that are kept
+MOST_BYTES = 1 << 30  # of hidden states that are kept; and a quarter of the memory that is free at most
 _ALIKE = ("llama", "mistral")  # kinds of base of which a part of the layers is a base of its own
 _ROWS = 16  # are read together
 
@@ -44,7 +45,9 @@ class Passes:
         config = base.model.config
         size = sum(self.lengths) * int(config.hidden_size) * next(base.model.parameters()).element_size()
         alike = config.model_type in _ALIKE and window_of(config) is None
-        self.first = first if alike and size <= MOST_BYTES else 0
+        free = available_bytes(base.model.device.type)
+        most = MOST_BYTES if free is None else min(MOST_BYTES, free // 4)
+        self.first = first if alike and size <= most else 0
         self._states = self._read() if self.first else []
 
     def losses(self, places: Sequence[int], *, shared: bool = False) -> tuple[torch.Tensor, Batch]:
