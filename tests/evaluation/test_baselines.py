@@ -8,7 +8,7 @@ import pytest
 
 from whit.data.rows import Row, Turn
 from whit.errors import DataError
-from whit.evaluation.baselines import CHOICES_OF_C, TextBaseline, why_not
+from whit.evaluation.baselines import CHOICES_OF_C, TextBaseline, commonest, why_not
 from whit.evaluation.scoring import make_scorer
 
 WORDS = {
@@ -28,6 +28,16 @@ def rows_of(count: int, seed: int, *, as_json: bool = False) -> list[Row]:
         answer = json.dumps({"topic": label, "urgent": True} if urgent else {"topic": label}) if as_json else label
         rows.append(Row(f"r{n}", (Turn("user", text),), answer))
     return rows
+
+
+def test_the_commonest_answer_is_one_only_where_it_is_common() -> None:
+    def rows(*answers: str) -> list[Row]:
+        return [Row(f"r{n}", (Turn("user", "how many?"),), answer) for n, answer in enumerate(answers)]
+
+    assert commonest(rows("Yes", "No", "Yes ", "No", "Yes")) == "Yes"
+    assert commonest(rows("1", "2", "3")) is None and commonest([]) is None
+    assert commonest(rows("1", "1", *map(str, range(2, 60)))) is None
+    assert commonest(rows("1", "1", *map(str, range(2, 40)))) == "1"
 
 
 def test_labels_are_learnt_and_seeded() -> None:

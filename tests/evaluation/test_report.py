@@ -120,6 +120,17 @@ def test_the_page_says_what_was_found() -> None:
     assert "It is smaller and faster than any language model" in page.text
 
 
+def test_an_adapter_that_always_says_the_same_is_told() -> None:
+    """Two of three answers are Yes; the adapter says Yes to all, and is no better than that."""
+    golds, always, never = ["Yes", "Yes", "No"] * 40, ["Yes"] * 120, ["what?"] * 120
+    report = report_of(golds, never, always, others={"always the commonest answer": ("constant", always)})
+    assert report.result.verdict == "helped"
+    text = Page(render(report)).text.replace("\u00a0", " ")
+    assert "Always the commonest answer scores 66.7, and the adapter is not shown to be better" in text
+    better = report_of(golds, never, golds, others={"always the commonest answer": ("constant", always)})
+    assert "is not shown to be better" not in Page(render(better)).text
+
+
 def test_nothing_is_loaded_and_nothing_runs() -> None:
     text = render(report_of(GOLDS, HALF, GOLDS, curve=[Point(0, 2.0), Point(9, 1.0)]))
     page = Page(text)

@@ -2,7 +2,8 @@
 
 Where answers are a closed set (labels, or JSON whose every field is one), counting words and pieces
 of words often does as well as a model, in a thousandth of the time. Whoever tunes a model should know
-that before using it. Words and pairs of words, and pieces of 3 to 5 characters, weighted by TF-IDF;
+that before using it. Where it cannot stand, always giving the commonest answer may: what an adapter has beyond that is
+more than form. Words and pairs of words, and pieces of 3 to 5 characters, weighted by TF-IDF;
 a linear SVM whose C is chosen by cross-validation on the training rows alone. Knows nothing of models
 or scores, and imports scikit-learn only when called.
 """
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from whit.data.rows import Row
 
 NAME = "TF-IDF + linear"
+CONSTANT = "always the commonest answer"
+
+_COMMON = 0.05  # the least share of the training rows that an answer must have to be a baseline by itself
 
 CHOICES_OF_C = (0.1, 0.3, 1.0, 3.0)
 _FOLDS = 3
@@ -47,6 +51,12 @@ def why_not(rows: Sequence[Row], kind: str) -> str | None:
         if len(set(present)) > MOST_LABELS or len(present) < SEEN * len(set(present)):
             return f"the field {key!r} has {len(set(present)):,} different values: not a closed set"
     return None
+
+
+def commonest(rows: Sequence[Row]) -> str | None:
+    """The answer that most training rows have; None where it is so seldom that nobody would always give it."""
+    answer, count = Counter(row.completion.strip() for row in rows).most_common(1)[0] if rows else ("", 0)
+    return answer if count >= max(2, _COMMON * len(rows)) else None
 
 
 class TextBaseline:

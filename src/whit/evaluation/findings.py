@@ -85,7 +85,7 @@ def callouts(report: Report, against: Mapping[str, Comparison]) -> list[str]:
         )
     for system in report.others:
         other = against[system.name]
-        if other.verdict is Verdict.HARMED and system.role in ("small", "few-shot"):
+        if other.verdict is Verdict.HARMED and system.role in ("small", "few-shot", "constant"):
             said.append(
                 f"{system.name} is better than the adapter, by {points(-other.difference)} points, and needs no "
                 "tuning of a model. Use it, unless the adapter is wanted for something else."
@@ -94,6 +94,11 @@ def callouts(report: Report, against: Mapping[str, Comparison]) -> list[str]:
             said.append(
                 f"{system.name} scores {points(other.base)}, and the adapter is not shown to be better than "
                 "that. It is smaller and faster than any language model."
+            )
+        elif system.role == "constant" and other.verdict is not Verdict.HELPED:
+            said.append(
+                f"{system.name.capitalize()} scores {points(other.base)}, and the adapter is not shown to be better "
+                "than that: what was gained may be no more than form and that answer."
             )
         elif system.role == "null" and other.verdict is not Verdict.HELPED and c.verdict is Verdict.HELPED:
             said.append("A random adapter of the same shape does as well: the gain may not come from what was trained.")

@@ -24,7 +24,7 @@ from whit.files import atomic_write
 if TYPE_CHECKING:
     from whit.data.rows import Row
 
-ROLES = ("base", "few-shot", "null", "small", "adapter")
+ROLES = ("base", "few-shot", "null", "small", "constant", "adapter")
 
 _EXAMPLES = 6  # of wins, of losses and of rows that are still wrong
 _LONGEST_PROMPT, _LONGEST_ANSWER = 420, 240
@@ -37,7 +37,8 @@ _FIELDS = 30
 class System:
     """One way to answer the held-out rows; `scores` and `answers` are aligned with the report's rows.
 
-    `role` is one of `ROLES` (`small` is the TF-IDF baseline). `readings` are what the scorer took the
+    `role` is one of `ROLES` (`small` is the TF-IDF baseline, `constant`
+    the same answer to all). `readings` are what the scorer took the
     answers to be (`Scorer.read`), needed for the confusion of labels. `seconds` is for all rows.
     """
 

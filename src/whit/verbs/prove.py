@@ -95,8 +95,12 @@ def prove(
 def baseline_systems(
     settings: TrainSettings, examiner: Examiner, split: Split, trained: Trained, talk: Talk
 ) -> list[System]:
-    """Few-shot (count chosen on validation), a null adapter, and a linear classifier where answers are a closed set."""
-    from whit.evaluation.baselines import NAME, TextBaseline, why_not
+    """Few-shot (count chosen on validation), a null adapter, and what needs no model.
+
+    That is a linear classifier where answers are a closed set; elsewhere the commonest answer, if one is common.
+    """
+    from whit.evaluation.baselines import CONSTANT, NAME, TextBaseline, commonest, why_not
+    from whit.evaluation.figures import shorten
     from whit.evaluation.proof import best_shots, null_adapter
 
     found: list[System] = []
@@ -125,6 +129,10 @@ def baseline_systems(
             found.append(examiner.judge(NAME, "small", split.test, answers, note="no language model"))
     else:
         talk.say(f"  no {NAME} baseline: {reason}")
+        answer = commonest(split.train)
+        if answer is not None:
+            answers = [answer] * len(split.test)
+            found.append(examiner.judge(CONSTANT, "constant", split.test, answers, note=f"“{shorten(answer, 40)}”"))
     return found
 
 
