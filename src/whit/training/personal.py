@@ -224,7 +224,9 @@ def _descend(
         if within == 0:
             turn = order(passes.lengths, plan.batch, seed=plan.seed, epoch=epoch)
         places = turn[within]
-        mine = torch.zeros(1, dtype=torch.long) if whose is None else whose[places].to(table.device)
+        mine = (
+            torch.zeros(1, dtype=torch.long, device=table.device) if whose is None else whose[places].to(table.device)
+        )
         each = table[mine] if under is None else table[mine] + under
         each = each.detach().requires_grad_(True)
         with bound.using(each[0] if whose is None else each):
