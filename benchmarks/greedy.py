@@ -6,7 +6,7 @@ PYTHON is one that has llama-cpp-python. whit computes in float32 from the file'
 rounds what goes into each product to 8 bits. So two things are compared with it: whit as it is, and whit with inputs
 rounded in the same way (blocks of 32 for Q8_0, of 256 for TQ2_0), which shows whether that is all the difference.
 Where two part, whit's own lead of its token over the other's is told (in logits). What may be asked for is shown by
-llama.cpp against itself, with its flash attention, which sums in another order.
+llama.cpp against itself: with its flash attention, which sums in another order, and with prompts read token by token.
 """
 
 from __future__ import annotations
@@ -120,12 +120,11 @@ def main() -> None:
         with inputs_rounded(base):
             as_they_do = [continuation(base, prompt, options.tokens) for prompt in prompts]
         about = {"base": name, "tokens": options.tokens, "prompts_tokenised_alike": tokens_alike}
-        again = by_llama(base.path, options.llama, options.tokens, "flash attention")
-        itself = sum(item["answer"] == answer for item, answer in zip(again, theirs, strict=True))
-        report([
-            about | against("float32", own, theirs), about | against("inputs in 8 bits", as_they_do, theirs),
-            about | {"llama.cpp": "with its flash attention", "prompts": len(theirs), "same": itself},
-        ])  # fmt: skip
+        report([about | against("float32", own, theirs), about | against("inputs in 8 bits", as_they_do, theirs)])
+        for how in ("flash attention", "token by token"):
+            again = by_llama(base.path, options.llama, options.tokens, how)
+            itself = sum(item["answer"] == answer for item, answer in zip(again, theirs, strict=True))
+            report([about | {"llama.cpp": how, "prompts": len(theirs), "same": itself}])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import contextlib
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,11 +165,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows, name = problems(options, Path(folder))
     reward = make_reward([name], rows)
-    runs: list[Callable[[], dict[str, Any]]] = []
     try:
         encoded = Examiner(base, reward.scorer, options.instruction, options.tokens).encode(rows)
-        runs = [lambda rate=rate: theirs(options, base, encoded, reward, rate) for rate in options.peer_rates]
-        mine, peers = ours(options, base, encoded, reward), [run() for run in runs]
+        mine = ours(options, base, encoded, reward)
+        peers = [theirs(options, base, encoded, reward, rate) for rate in options.peer_rates]
     finally:
         reward.close()
     times = [each["seconds_to_target"] for each in peers if each["seconds_to_target"]]

@@ -19,6 +19,7 @@ from whit.data.templates import encode_rows
 from whit.errors import TrainingError
 from whit.testing import tiny_base
 from whit.training.personal import SHRINKAGES, Personal, PersonalPlan, mean_loss, train_personal, weight
+from whit.training.upper import Passes
 
 THINGS = ("card", "money", "weather", "paris", "apples", "pears")
 WORDS = {"ann": "red", "bob": "blue", "cat": "green"}
@@ -63,9 +64,13 @@ def test_users_who_differ_get_their_own_and_strangers_the_shared(base: Any, boun
     fresh, fresh_users = rows(WORDS, 6, 18)
     own = torch.from_numpy(np.stack([found.vector(user) for user in fresh_users]))
     shared = torch.from_numpy(found.shared).expand(len(fresh), -1)
-    personal_loss = mean_loss(base, bound, fresh, own, 12)
-    shared_loss = mean_loss(base, bound, fresh, shared, 12)
-    assert personal_loss < 0.97 * shared_loss < mean_loss(base, bound, fresh, torch.zeros_like(shared), 12)
+    personal_loss = mean_loss(bound, Passes(base, fresh, first=0), own, 12)
+    shared_loss = mean_loss(bound, Passes(base, fresh, first=0), shared, 12)
+    assert (
+        personal_loss
+        < 0.97 * shared_loss
+        < mean_loss(bound, Passes(base, fresh, first=0), torch.zeros_like(shared), 12)
+    )
     assert np.array_equal(found.vector("nobody"), found.shared)
 
 
@@ -134,7 +139,7 @@ def test_a_basis_is_learned_for_all(base: Any, rows: Any) -> None:
                 base, bound, train, users, held, held_users, replace(PLAN, basis_epochs=epochs, basis_rate=0.1)
             )
             own = torch.from_numpy(np.stack([found.vector(user) for user in held_users]))
-            losses[epochs] = mean_loss(base, bound, held, own, 12)
+            losses[epochs] = mean_loss(bound, Passes(base, held, first=0), own, 12)
             assert bound.basis.learned is found.basis
         finally:
             bound.detach()
@@ -148,10 +153,26 @@ def test_a_basis_is_learned_for_all(base: Any, rows: Any) -> None:
     try:
         mine = [row for row, user in zip(held, held_users, strict=True) if user == "ann"]
         vectors = torch.from_numpy(found.vector("ann")).expand(len(mine), -1)
-        with_file = mean_loss(base, back, mine, vectors, 12)
+        with_file = mean_loss(back, Passes(base, mine, first=0), vectors, 12)
     finally:
         back.detach()
     assert with_file == pytest.approx(losses[15.0], rel=0.5)
+
+
+def test_the_vectors_that_found_a_basis_are_kept(base: Any, rows: Any) -> None:
+    """With next to no steps after it, users have their own already, as differences from the mean that all share."""
+    train, users = rows(WORDS, 12)
+    held, held_users = rows(WORDS, 6, 12)
+    indices = [target.index for target in all_targets(name for name, _ in base.model.named_modules())]
+    bound = tune_vector(base, tiny_spec(indices, 2, groups=1), number_type="float32")
+    plan = replace(PLAN, basis_epochs=15, basis_rate=0.1, shared_epochs=0.01, epochs=0.01, learning_rate=1e-6)
+    try:
+        found = train_personal(base, bound, train, users, held, held_users, replace(plan, warmup=0.0))
+    finally:
+        bound.detach()
+    assert found.losses[0.0] < 0.97 * found.losses[math.inf]
+    moved = 2 * plan.personal_rate  # the one step, at most, of each number
+    assert float(np.abs(found.own).max()) > moved and float(np.abs(found.own.mean(0)).max()) <= moved
 
 
 def test_only_tiny_adapters_have_a_basis_to_learn(base: Any, bound: Any, rows: Any) -> None:

@@ -113,6 +113,16 @@ def test_the_front_matter_holds_any_name(trained: Trained, name: str) -> None:
     assert isinstance(about["model-index"][0]["name"], str) and about["library_name"] == "whit"
 
 
+def test_where_answers_are_no_closed_set_the_commonest_stands_beside_the_adapter(
+    rows: Path, tmp_path: Path, options: Callable[[str], dict[str, Any]]
+) -> None:
+    result = api.train(rows, out=tmp_path / "out", limit=60, **{**options("xs"), "score": "exact", "shots": ()})
+    assert set(result.card.baselines) == {"null adapter", "always the commonest answer"}
+    always = result.card.baselines["always the commonest answer"].base
+    golds = [json.loads(line)["completion"] for line in (tmp_path / "out" / "held-out.jsonl").open()]
+    assert any(always == pytest.approx(golds.count(each) / len(golds)) for each in golds)
+
+
 def test_test_data_of_its_own_is_held_out_whole(
     rows: Path, tmp_path: Path, options: Callable[[str], dict[str, Any]]
 ) -> None:

@@ -2,9 +2,9 @@
 
 Where answers are a closed set (labels, or JSON whose every field is one), counting words and pieces
 of words often does as well as a model, in a thousandth of the time. Whoever tunes a model should know
-that before using it. Where it cannot stand, always giving the commonest answer may: what an adapter has beyond that is
-more than form. Words and pairs of words, and pieces of 3 to 5 characters, weighted by TF-IDF;
-a linear SVM whose C is chosen by cross-validation on the training rows alone. Knows nothing of models
+that before using it. Words and pairs of words, and pieces of 3 to 5 characters, weighted by TF-IDF;
+a linear SVM whose C is chosen by cross-validation on the training rows alone. Where it cannot stand,
+always giving the commonest answer may: what an adapter has beyond that is more than form. Knows nothing of models
 or scores, and imports scikit-learn only when called.
 """
 

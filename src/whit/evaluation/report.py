@@ -37,9 +37,9 @@ _FIELDS = 30
 class System:
     """One way to answer the held-out rows; `scores` and `answers` are aligned with the report's rows.
 
-    `role` is one of `ROLES` (`small` is the TF-IDF baseline, `constant`
-    the same answer to all). `readings` are what the scorer took the
-    answers to be (`Scorer.read`), needed for the confusion of labels. `seconds` is for all rows.
+    `role` is one of `ROLES` (`small` is the TF-IDF baseline, `constant` the same answer to all).
+    `readings` are what the scorer took the answers to be (`Scorer.read`), needed for the confusion of labels.
+    `seconds` is for all rows.
     """
 
     name: str

@@ -149,8 +149,8 @@ static float inverse_root_mean_square(const float *h, int64_t n, float eps)
     return 1.0f / sqrtf(sum(total) / (float)n + eps);
 }
 
-/* y (rows, wide times 16), its rows `columns` apart, of the weights' columns from `panel` on. Meanwhile every `every`th line of weights is fetched
-   from `ahead` on, for weights come from memory and are used once a step. */
+/* y (rows, wide times 16), its rows `columns` apart, of the weights' columns from `panel` on. Meanwhile every `every`th
+   line of weights is fetched from `ahead` on, for weights come from memory and are used once a step. */
 INLINE void tile(const Product *p, int64_t panel, int wide, const uint8_t *x, int64_t inputs, const float *scales,
                  int rows, int scaled, float *y, int64_t columns, const int8_t *ahead, int64_t every)
 {

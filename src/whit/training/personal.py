@@ -132,7 +132,7 @@ def train_personal(
                 for user in validation_users
             ]
         )
-        losses[k] = _mean_loss(bound, check, vectors, plan.batch)
+        losses[k] = mean_loss(bound, check, vectors, plan.batch)
     # Among equals the stronger shrinkage: what was not shown to help is left out.
     best = min(reversed(SHRINKAGES), key=lambda k: losses[k])
     return Personal(
@@ -141,12 +141,8 @@ def train_personal(
     )  # fmt: skip
 
 
-def mean_loss(base: Base, bound: BoundVector, rows: Sequence[Encoded], vectors: torch.Tensor, batch: int) -> float:
+def mean_loss(bound: BoundVector, passes: Passes, vectors: torch.Tensor, batch: int) -> float:
     """Mean cross-entropy of an answer's token, in nats; row i with `vectors[i]`."""
-    return _mean_loss(bound, Passes(base, rows, first=0), vectors, batch)
-
-
-def _mean_loss(bound: BoundVector, passes: Passes, vectors: torch.Tensor, batch: int) -> float:
     total, count = 0.0, 0
     with torch.inference_mode():
         for at in range(0, len(vectors), batch):

@@ -93,7 +93,11 @@ class Watch(Protocol):
 
 def loss_of(base: Base, batch: Batch) -> torch.Tensor:
     """Each wanted token's cross-entropy in nats, shape (targets,), with whatever adapter is active."""
-    logits = logits_of(base, batch)
+    return cross_entropy(logits_of(base, batch), batch)
+
+
+def cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The cross-entropy in nats of what a batch wants, (targets,), by logits (targets, vocabulary)."""
     return F.cross_entropy(logits.float(), batch.wanted.to(logits.device), reduction="none")
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -24,7 +23,7 @@ from whit.bases.memory import available_bytes
 from whit.data.templates import Encoded
 from whit.evaluation.decoding import decoder_of, window_of
 from whit.training.batching import Batch, collate, pack
-from whit.training.sft import loss_of, packed_limit, unshared
+from whit.training.sft import cross_entropy, loss_of, packed_limit, unshared
 
 MOST_BYTES = 1 << 30  # of hidden states that are kept; and a quarter of the memory that is free at most
 _ALIKE = ("llama", "mistral")  # kinds of base of which a part of the layers is a base of its own
@@ -42,13 +41,18 @@ class Passes:
     def __init__(self, base: Base, rows: Sequence[Encoded], *, first: int) -> None:
         self.base, self.rows = base, rows
         self.lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
-        config = base.model.config
+        self.first, self._states = 0, list[torch.Tensor]()
+        if first and self._may_be_kept():
+            self.first = first
+            self._states = self._read()
+
+    def _may_be_kept(self) -> bool:
+        base, config = self.base, self.base.model.config
         size = sum(self.lengths) * int(config.hidden_size) * next(base.model.parameters()).element_size()
         alike = config.model_type in _ALIKE and window_of(config) is None
         free = available_bytes(base.model.device.type)
         most = MOST_BYTES if free is None else min(MOST_BYTES, free // 4)
-        self.first = first if alike and size <= most else 0
-        self._states = self._read() if self.first else []
+        return alike and size <= most
 
     def losses(self, places: Sequence[int], *, shared: bool = False) -> tuple[torch.Tensor, Batch]:
         """The cross-entropy of each wanted token of some rows, (targets,), with what is bound; and their batch.
@@ -63,7 +67,7 @@ class Passes:
             hidden = decoder(inputs_embeds=hidden, use_cache=False).last_hidden_state
         at = batch.at.to(hidden.device)
         logits = self.base.model.get_output_embeddings()(hidden[at[:, 0], at[:, 1]])
-        return F.cross_entropy(logits.float(), batch.wanted.to(logits.device), reduction="none"), batch
+        return cross_entropy(logits, batch), batch
 
     def _read(self) -> list[torch.Tensor]:
         """For each row, the states (tokens, width) of all but its last token, under layer `first`."""
