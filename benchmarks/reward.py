@@ -15,7 +15,8 @@ command stops, keeps the state of the unit it was at, and says so (exit status 7
 token ends an answer on either side), with an adapter on: whit with a `tiny` one, TRL with PEFT's LoRA r=8; TRL's side
 is the time inside `model.generate`, as its trainer calls it. `population`: the peer loads each candidate's vector into
 the adapter in turn and answers the same prompts with whit's own batched decoder, so that what is compared is the swap
-alone; with --rows 1 a candidate answers one prompt. `skill`: `whit train --reward` for each size, optimiser and seed,
+alone; with --rows 1 a candidate answers one prompt. `skill`: `whit train --reward` for each size, optimiser and seed
+(and `whit train` on the same rows for `--optimizers supervised`, where --reward is a name that --score has too),
 proved on held-out rows: skill apart from format, McNemar's p, seconds. `sparse`: `whit train` on a shared task.
 """
 
@@ -269,10 +270,12 @@ def population(args: argparse.Namespace, base: Base) -> dict[str, Any]:
 
 def by_reward(args: argparse.Namespace, optimizer: str, numbers: int, seed: int, out: Path) -> TrainSettings:
     """Settings of one run; 0 numbers are LoRA r=8."""
+    ways: dict[str, Any] = {"reward": (args.reward or f"gym:{args.gym}",), "optimizer": optimizer}
+    if optimizer == "supervised":
+        ways = {"score": args.reward}
     return TrainSettings(
-        data=args.data, base=args.base, dtype=args.dtype, out=out, limit=args.limit, seed=seed,
-        reward=(args.reward or f"gym:{args.gym}",), optimizer=optimizer, epochs=args.epochs,
-        numbers=numbers or None, kind="tiny" if numbers else "lora", rank=None if numbers else 8,
+        data=args.data, base=args.base, dtype=args.dtype, out=out, limit=args.limit, seed=seed, **ways,
+        epochs=args.epochs, numbers=numbers or None, kind="tiny" if numbers else "lora", rank=None if numbers else 8,
         evaluations=args.evaluations, max_tokens=args.tokens, samples=args.samples, population=args.candidates,
         batch=args.batch, instruction=args.instruction, learning_rate=args.rate, sigma=args.sigma,
         validation_rows=args.validation_rows, shots=(4,), resume=True,
@@ -282,13 +285,17 @@ def by_reward(args: argparse.Namespace, optimizer: str, numbers: int, seed: int,
 def skill(args: argparse.Namespace, optimizer: str, numbers: int, seed: int, work: Path) -> dict[str, Any]:
     from whit.talk import Talk
     from whit.verbs.reward import MEASURES_NAME, train_reward
+    from whit.verbs.train import train
 
     settings = by_reward(args, optimizer, numbers, seed, work)
-    result = train_reward(settings, talk=Talk())
+    result = (train if optimizer == "supervised" else train_reward)(settings, talk=Talk())
     plain, card = result.to_json(), result.card
-    steps = [json.loads(line) for line in (work / MEASURES_NAME).read_text("utf-8").splitlines()]
-    tenth = max(1, len(steps) // 10)
-    drawn = [sum(step["skill"] for step in part) / tenth for part in (steps[:tenth], steps[-tenth:])]
+    drawn = {}
+    if optimizer != "supervised":
+        steps = [json.loads(line) for line in (work / MEASURES_NAME).read_text("utf-8").splitlines()]
+        tenth = max(1, len(steps) // 10)
+        for when, part in (("first", steps[:tenth]), ("last", steps[-tenth:])):
+            drawn[f"drawn_skill_{when}"] = sum(step["skill"] for step in part) / tenth
     wanted = (
         "rows", "base", "tuned", "difference", "interval", "p_value", "base_skill", "tuned_skill", "skill_difference",
         "skill_interval", "skill_p_value", "format_difference", "verdict", "answers", "seconds", "steps", "best_step",
@@ -296,8 +303,7 @@ def skill(args: argparse.Namespace, optimizer: str, numbers: int, seed: int, wor
     return {
         "figure": "skill", "task": args.gym if args.data is None else args.data.stem, "base_model": args.base,
         "optimizer": optimizer, "numbers": result.adapter.numbers, "seed": seed, "rate": args.rate,
-        "drawn_skill_first": drawn[0], "drawn_skill_last": drawn[1],
-        **{key: plain[key] for key in wanted if key in plain},
+        **drawn, **{key: plain[key] for key in wanted if key in plain},
         "baselines": {name: each["score"] for name, each in plain["baselines"].items()},
         "forgetting": card.forgetting.after - card.forgetting.before,
     }  # fmt: skip
@@ -443,6 +449,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluations", type=int, default=4)
     parser.add_argument("--validation-rows", type=int, default=100)
     args = parser.parse_args(words)
+    if "supervised" in args.optimizers and (args.data is None or args.reward is None):
+        parser.error("--optimizers supervised needs --data and --reward, whose name says how answers are scored")
     if args.tiny:
         make_tiny(args)
     args.work = args.work or (args.out.with_suffix(".work") if args.out else Path(tempfile.mkdtemp()))

@@ -137,10 +137,10 @@ def run_trl(name: str, of: Task, exam: Examiner, options: argparse.Namespace) ->
 
     base = exam.base
     rate = float(name.partition(":")[2] or 5e-4)
-    system = [{"role": "system", "content": of.instruction}]
     rows = [
         {
-            "prompt": [*system, {"role": "user", "content": row.prompt}],
+            # As the examiner asks: the instruction stands in the user's turn.
+            "prompt": [{"role": "user", "content": f"{of.instruction}\n\n{row.prompt}"}],
             "completion": [{"role": "assistant", "content": row.completion}],
         }
         for row in of.train

@@ -44,14 +44,17 @@ def rewind(folder: Path, step: int, fingerprint: str, state: dict[str, Any]) -> 
         path.unlink(missing_ok=True)
 
 
-def read(path: Path, fingerprint: str) -> tuple[int, dict[str, Any]]:
-    """(step, state) of one file. Raises `TrainingError` where it is of another recipe, `ValueError` where damaged."""
+def read(path: Path, fingerprint: str | None = None) -> tuple[int, dict[str, Any]]:
+    """(step, state) of one file, of any recipe where no `fingerprint` is given.
+
+    Raises `TrainingError` where it is of another recipe, `ValueError` where damaged.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found, step, state = content["fingerprint"], content["step"], content["state"]
     except Exception as error:  # a cut zip raises many kinds; each means a damaged file
         raise ValueError(f"{path} is damaged: {error}") from error
-    if found != fingerprint:
+    if fingerprint is not None and found != fingerprint:
         raise TrainingError(
             f"{path} was made by another recipe ({found[:12]}, now {fingerprint[:12]}); "
             "use another --cache folder, or the recipe that made it"

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from models import corpus, package
+from models import checkpoint, corpus, package
 from models.config import RECIPES, Recipe
 from models.instruct import ChatWindows, encode_chat
 from models.network import Network
@@ -27,7 +27,7 @@ from models.pretrain import Plan, pretrain
 from models.rows import instruction_rows
 from models.score import network_bits
 from whit.bases.dtypes import DTYPES, choose_dtype
-from whit.errors import UsageError, WhitError
+from whit.errors import DataError, UsageError, WhitError
 from whit.files import atomic_write
 
 STAGES = ("pretrain", "instruct", "package", "manifest", "score")
@@ -78,11 +78,30 @@ def figures(network: Network, tokenizer: Any, folder: Path, sources: list[str], 
     return found
 
 
+def start_weights(recipe: Recipe, start: str) -> dict[str, torch.Tensor]:
+    """The weights to begin with: a checkpoint's own (`.pt`), or those of a published base."""
+    if not start.endswith(".pt"):
+        return package.read(recipe, start)
+    path = Path(start)
+    try:
+        found: dict[str, torch.Tensor] = checkpoint.read(path)[1]["network"]
+    except ValueError as error:
+        raise DataError(f"--start {error}") from error
+    wanted = Network(recipe.shape).state_dict()
+    if {name: tensor.shape for name, tensor in found.items()} != {n: t.shape for n, t in wanted.items()}:
+        raise DataError(f"--start {path} is no checkpoint of {recipe.name}: its weights have other names or shapes")
+    return found
+
+
 def run(arguments: Any) -> None:
     """The stages asked for, each resumed from where it stands."""
     recipe = RECIPES[arguments.model]
     if arguments.micro_batch:
         recipe = replace(recipe, micro_batch=arguments.micro_batch)
+    recipe = replace(
+        recipe, decay_share=arguments.decay_share or recipe.decay_share,
+        matrix_rate=recipe.matrix_rate * arguments.rate_share, vector_rate=recipe.vector_rate * arguments.rate_share,
+    )  # fmt: skip
     folder = arguments.cache / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     text_folder = arguments.corpus
@@ -95,7 +114,7 @@ def run(arguments: Any) -> None:
     windows, validation = prepare(recipe, text_folder, arguments.cache, tokenizer)
     steps = max(1, round(arguments.tokens / (recipe.batch * recipe.sequence)))
     print(f"{recipe.name}: {steps} steps, {windows.per_epoch * recipe.sequence} tokens an epoch", file=sys.stderr)
-    initial = package.read(recipe, arguments.start) if arguments.start else None
+    initial = start_weights(recipe, arguments.start) if arguments.start else None
     network = pretrain(recipe, windows, validation, _plan(folder, steps, arguments), initial=initial)
     if "instruct" in arguments.stages:
         network = instruct(recipe, network, windows, tokenizer, arguments)
@@ -127,7 +146,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--score-bytes", type=int, default=200_000, help="held-out bytes of each source")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: what this machine multiplies faster in")
-    parser.add_argument("--start", help="begin with the weights of this base (a GGUF file or a name), not random ones")
+    parser.add_argument("--start", help="begin with these weights (a checkpoint, a GGUF file or a base's name)")
+    parser.add_argument("--rate-share", type=float, default=1.0, help="of the recipe's rates, to go on after a fall")
+    parser.add_argument(
+        "--decay-share", type=float, help="of all steps, in which the rate falls (default: the recipe's)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="1 is faster where other work wants the cores")
     parser.add_argument("--micro-batch", type=int, help="sequences in one forward: about memory only")
     arguments = parser.parse_args(argv)

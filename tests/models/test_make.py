@@ -39,6 +39,22 @@ def test_from_text_to_a_file_that_loads(folder):
     assert torch.isfinite(base.model(torch.tensor([[3, 4]])).logits).all()
 
 
+def test_a_checkpoint_is_where_a_run_of_other_rates_goes_on(folder, capsys):
+    text = ("--corpus", str(folder / "corpus"), "--stages", "package")
+    assert command(folder, *text, "--tokens", "320") == 0
+    (first,) = (folder / "cache" / "toy").glob("checkpoint-*.pt")
+    other = ("--cache", str(folder / "other"), "--tokens", "64", "--start")
+    # At a rate of nothing the weights stay where the checkpoint left them, to the byte of the file.
+    assert command(folder, *text, *other, str(first), "--rate-share", "0", "--decay-share", "0.9") == 0
+    files = [folder / cache / "toy" / "toy.gguf" for cache in ("cache", "other")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    curve = (folder / "other" / "toy" / "curve.csv").read_text().splitlines()
+    assert len(curve) >= 2
+    first.write_bytes(first.read_bytes()[:1000])
+    assert command(folder, *text, *other, str(first)) == 3
+    assert "damaged" in capsys.readouterr().err
+
+
 def test_a_hub_data_set_goes_the_same_way(folder, texts):
     pytest.importorskip("datasets")
     (folder / "set").mkdir()
