@@ -72,6 +72,8 @@ def construct(folder: Path, options: argparse.Namespace) -> tuple[Path, Path]:
         ("test", "dev.jsonl", options.held_out, 0.0),
     ):
         inputs = [row for row in read_rows(place / source) if len(row.prompt.split()) <= options.words]
+        if name == "train" and options.items:
+            inputs = draw.sample(inputs, min(options.items, len(inputs)))
         lines = []
         for user in range(options.users):
             (yes, no), form, capitals = wish(user)
@@ -154,6 +156,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=60)
     parser.add_argument("--rows", type=int, default=8, help="training rows of a user, about")
     parser.add_argument("--held-out", type=int, default=6, help="held-out rows of a user")
+    parser.add_argument("--items", type=int, help="different inputs to learn from, for all users together")
     parser.add_argument("--words", type=int, default=12, help="most words of an input")
     parser.add_argument("--noise", type=float, default=0.05)
     parser.add_argument("--ratings", type=Path, help="real rows instead of constructed ones")

@@ -81,7 +81,7 @@ def test_the_layers_below_are_computed_once(
         assert ran == [0, 1]
         passes.losses([0, 1])
         passes.losses([2])
-        assert ran == [0, 1, 2, 3, 2, 3]
+        assert ran == [0, 1, 2, 2]  # of the last layer, what predicts an answer alone
     finally:
         for hook in hooks:
             hook.remove()
@@ -103,3 +103,42 @@ def test_rows_that_share_an_adapter_have_the_same_losses(base: Any, bound: Bound
     passes = Passes(base, rows, first=0)
     with torch.no_grad(), bound.using(torch.full((bound.numbers,), 0.3)):
         assert torch.allclose(passes.losses(range(5), shared=True)[0], passes.losses(range(5))[0], atol=1e-4)
+
+
+def test_of_the_last_layer_what_predicts_an_answer_is_enough(base: Any, rows: list[Encoded]) -> None:
+    indices = [t.index for t in all_targets(name for name, _ in base.model.named_modules()) if t.layer == 3]
+    bound = tune_vector(base, tiny_spec(indices, 4), number_type="float32")
+    assert isinstance(bound, BoundBasis)
+    try:
+        whole, above = Passes(base, rows, first=0), Passes(base, rows, first=lowest_layer(bound))
+        assert above.first == 3
+        for places in ([0, 1, 2, 3, 4], [2]):
+            wanted, gradient = gradients(bound, whole, places)
+            found, mine = gradients(bound, above, places)
+            assert torch.allclose(found, wanted, atol=1e-4) and torch.allclose(mine, gradient, atol=1e-4)
+            assert float(gradient.abs().max()) > 1e-3
+    finally:
+        bound.detach()
+
+
+def test_a_prompt_that_many_rows_have_is_read_once(base: Any, bound: BoundBasis, rows: list[Encoded]) -> None:
+    # Ten users' answers to one prompt, and others' to their own.
+    asked = Turn("user", "what weather there is in paris today")
+    many = [Row(id=str(5 + at), turns=(asked,), completion="sun"[: 1 + at % 3] * (1 + at)) for at in range(10)]
+    both = [*rows, *encode_rows(many, base.template, base.encode, stop_id=base.stop_ids[0])]
+    read: list[int] = []
+    hook = base.model.model.layers[0].register_forward_hook(lambda layer, given, made: read.append(made.shape[1]))
+    try:
+        above = Passes(base, both, first=2)
+    finally:
+        hook.remove()
+    # With the one among the five they are eleven, in one sequence that has their prompt once.
+    same = [row for row in both if row.prompt_ids == both[5].prompt_ids]
+    prompt = len(both[5].prompt_ids)
+    assert len(same) == 11
+    assert max(read) <= prompt + sum(len(row.completion_ids) for row in same)
+    assert sum(read) <= sum(above.lengths) - 10 * (prompt - 1)
+    places = [0, 5, 9, 14]
+    wanted, gradient = gradients(bound, Passes(base, both, first=0), places)
+    found, mine = gradients(bound, above, places)
+    assert torch.allclose(found, wanted, atol=1e-4) and torch.allclose(mine, gradient, atol=1e-4)

@@ -39,8 +39,11 @@ class AdaptedLinear(nn.Module):
         self.R: torch.Tensor | None = None
         self.siblings = Siblings([self])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """y = W x + U S R (Vᵀ x), shape (rows, tokens, out)."""
+    def forward(self, x: torch.Tensor, *, apart: bool = False) -> torch.Tensor:
+        """y = W x + U S R (Vᵀ x), shape (rows, tokens, out).
+
+        `apart` says that the layers which are given the same x in a whole forward are not given this one.
+        """
         if self.R is None:
             y: torch.Tensor = self.linear(x)
             return y
@@ -50,7 +53,7 @@ class AdaptedLinear(nn.Module):
         if getattr(self.linear, "packed", False) or self.linear.weight.requires_grad:
             adapted: torch.Tensor = self.linear(x) + ((x @ self.V) @ self.R.to(x.dtype).mT) @ self.US.mT
             return adapted
-        return self.siblings.answer(self, x)
+        return self.siblings.answer(self, x, apart=apart)
 
 
 class Siblings:
@@ -75,10 +78,12 @@ class Siblings:
         self._x: torch.Tensor | None = None
         self._ready: dict[AdaptedLinear, torch.Tensor] = {}
 
-    def answer(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
-        """The adapted product of one layer."""
+    def answer(self, layer: AdaptedLinear, x: torch.Tensor, *, apart: bool = False) -> torch.Tensor:
+        """The adapted product of one layer; `apart`: and of no other."""
         if self._x is not x or layer not in self._ready:
-            alike = all(each.R is not None and not each.linear.weight.requires_grad for each in self.layers)
+            alike = not apart and all(
+                each.R is not None and not each.linear.weight.requires_grad for each in self.layers
+            )
             asked = self.layers if alike else [layer]
             parts = [
                 part
