@@ -98,10 +98,6 @@ def run(arguments: Any) -> None:
     recipe = RECIPES[arguments.model]
     if arguments.micro_batch:
         recipe = replace(recipe, micro_batch=arguments.micro_batch)
-    recipe = replace(
-        recipe, decay_share=arguments.decay_share or recipe.decay_share,
-        matrix_rate=recipe.matrix_rate * arguments.rate_share, vector_rate=recipe.vector_rate * arguments.rate_share,
-    )  # fmt: skip
     folder = arguments.cache / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     text_folder = arguments.corpus
@@ -115,7 +111,12 @@ def run(arguments: Any) -> None:
     steps = max(1, round(arguments.tokens / (recipe.batch * recipe.sequence)))
     print(f"{recipe.name}: {steps} steps, {windows.per_epoch * recipe.sequence} tokens an epoch", file=sys.stderr)
     initial = start_weights(recipe, arguments.start) if arguments.start else None
-    network = pretrain(recipe, windows, validation, _plan(folder, steps, arguments), initial=initial)
+    # The instruction stage keeps the recipe's own rates: at lower ones less of the habit of answering is learned.
+    first = replace(
+        recipe, decay_share=arguments.decay_share or recipe.decay_share,
+        matrix_rate=recipe.matrix_rate * arguments.rate_share, vector_rate=recipe.vector_rate * arguments.rate_share,
+    )  # fmt: skip
+    network = pretrain(first, windows, validation, _plan(folder, steps, arguments), initial=initial)
     if "instruct" in arguments.stages:
         network = instruct(recipe, network, windows, tokenizer, arguments)
     if "package" in arguments.stages:
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: what this machine multiplies faster in")
     parser.add_argument("--start", help="begin with these weights (a checkpoint, a GGUF file or a base's name)")
-    parser.add_argument("--rate-share", type=float, default=1.0, help="of the recipe's rates, to go on after a fall")
+    parser.add_argument("--rate-share", type=float, default=1.0, help="of pre-training's rates, to go on after a fall")
     parser.add_argument(
         "--decay-share", type=float, help="of all steps, in which the rate falls (default: the recipe's)"
     )
