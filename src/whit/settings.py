@@ -108,6 +108,7 @@ class TrainSettings(DataColumns):
     reward_seconds: float = option(5.0, "--reward: what a function may take for one answer.", least=0.1)
     samples: int = option(8, "grpo: answers drawn to each prompt.", least=2)
     updates: int = option(1, "grpo: steps taken from the same answers.", least=1)
+    kl: float = option(0.0, "grpo: weight of a KL term that holds answers near the base's own.", least=0.0)
     population: int = option(32, "es, cma: candidates in a step, all in one batch.", least=2)
     sigma: float = option(0.1, "es, cma: size of the noise.", least=0.000001)
     warm_start: str | None = option(None, "--reward: begin from this adapter, of the same kind and size.")

@@ -96,6 +96,35 @@ def test_the_loss_is_the_formula_and_clips(encode: Encode) -> None:
     assert logp.grad is not None and logp.grad[1] == 0 and logp.grad[0] != 0 and logp.grad[3] != 0
     constant = policy_loss(logp.detach(), old, batch, A, clip=0.2, length=4)
     assert float(constant) == pytest.approx(float(-(2 * (1 + 1.2 + rho[2]) - rho[3]) / 4), rel=1e-6)
+    bare = torch.tensor([-1.5, -1.0, -0.8, -2.5])
+    anchored = policy_loss(logp.detach(), old, batch, A, clip=0.2, length=None, anchor=(0.3, bare))
+    apart = torch.exp(bare - logp.detach()) - (bare - logp.detach()) - 1
+    assert bool((apart > 0).all())
+    assert float(anchored) == pytest.approx(float(wanted + 0.3 * (apart[:3].mean() + apart[3])), rel=1e-6)
+
+
+def test_the_kl_term_estimates_the_divergence_and_draws_back_to_the_base(base: Base, encode: Encode) -> None:
+    """In an exact sum over all tokens the mean of KL_t is KL(pi || base); its gradient leads back, flat groups too."""
+    torch.manual_seed(0)
+    ours, theirs = torch.log_softmax(torch.randn(50), -1), torch.log_softmax(torch.randn(50), -1)
+    k3 = torch.exp(theirs - ours) - (theirs - ours) - 1
+    assert float((ours.exp() * k3).sum()) == pytest.approx(float((ours.exp() * (ours - theirs)).sum()), rel=1e-5)
+    with fresh(base, "xs") as bound:
+        free = run(base, bound, encode(4), PLAN)
+    with fresh(base, "xs") as bound:
+        held = run(base, bound, encode(4), replace(PLAN, kl=50.0))
+    assert np.linalg.norm(numbers(held)) < 0.7 * np.linalg.norm(numbers(free))
+    with fresh(base, "xs") as bound, torch.no_grad():
+        bound.parameters()[0].normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+        before = bound.parameters()[0].clone()
+    with fresh(base, "xs") as bound:
+        with torch.no_grad():
+            bound.parameters()[0].copy_(before)
+        plan = replace(PLAN, kl=1.0, steps=12)
+        with contextlib.suppress(TrainingError):  # a constant reward ends a run; the term has moved it by then
+            run(base, bound, encode(4), plan, reward=Rewards(lambda answer: 0.5))
+        after = bound.parameters()[0].detach()
+    assert float(after.norm()) < float(before.norm())
 
 
 def test_rollouts_draw_from_the_policy_and_carry_their_stop(base: Base, tune: Tune, encode: Encode) -> None:
@@ -137,17 +166,22 @@ def test_what_is_drawn_is_what_is_followed(base: Base, tune: Tune, encode: Encod
 
 
 @pytest.mark.parametrize(
-    ("kind", "optimizer"), [("xs", "grpo"), ("tiny", "dr-grpo"), ("lora", "grpo"), ("tiny", "es"), ("tiny", "cma")]
-)
+    ("kind", "optimizer", "kl"),
+    [
+        ("xs", "grpo", 0.0), ("xs", "grpo", 0.1), ("tiny", "dr-grpo", 0.0), ("lora", "grpo", 0.0),
+        ("lora", "grpo", 0.1), ("tiny", "es", 0.0), ("tiny", "cma", 0.0),
+    ],
+)  # fmt: skip
 def test_it_learns_what_is_rewarded_and_a_killed_run_ends_the_same(
-    base: Base, encode: Encode, tmp_path: Path, kind: str, optimizer: str
+    base: Base, encode: Encode, tmp_path: Path, kind: str, optimizer: str, kl: float
 ) -> None:
     if optimizer == "cma":
         pytest.importorskip("cma")
     rows = encode(4)
     plan = replace(
-        PLAN, optimizer=optimizer, updates=2 if optimizer == "grpo" else 1, sigma=1.0 if optimizer == "cma" else 0.3
-    )
+        PLAN, optimizer=optimizer, updates=2 if optimizer == "grpo" else 1, sigma=1.0 if optimizer == "cma" else 0.3,
+        kl=kl,
+    )  # fmt: skip
     with fresh(base, kind) as bound:
         whole = run(base, bound, rows, plan)
     assert len(whole.measures) == 6 and whole.trained.steps == 6

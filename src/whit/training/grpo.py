@@ -2,11 +2,12 @@
 
     A_i = (r_i - mean r) / (std r + eps)     group-normalised (Shao et al., arXiv 2402.03300)
     A_i = r_i - mean r                       Dr-GRPO (Liu et al., arXiv 2503.20783), with a constant in place of |o_i|
-    loss = -1/N sum_i 1/|o_i| sum_t min(rho A_i, clip(rho, 1-epsilon, 1+epsilon) A_i),   rho = pi / pi_old
+    loss = -1/N sum_i 1/|o_i| sum_t [min(rho A_i, clip(rho, 1-epsilon, 1+epsilon) A_i) - beta KL_t],   rho = pi / pi_old
+    KL_t = pi_base / pi - log(pi_base / pi) - 1      an estimate of KL(pi || base) (Schulman, 2020: "k3")
 
-There is no KL term. Answers are drawn at temperature 1, the policy whose log-probabilities are followed. The samples
-of a prompt are packed behind one copy of it (`whit.training.sft.loss_of`); a group in which all rewards are equal
-has nothing to say and is not computed. Works on every kind.
+beta is 0 unless asked for. Answers are drawn at temperature 1, the policy whose log-probabilities are followed. The
+samples of a prompt are packed behind one copy of it (`whit.training.sft.loss_of`); a group in which all rewards are
+equal has no advantages, and is computed only where there is a KL term. Works on every kind.
 """
 
 from __future__ import annotations
@@ -50,16 +51,27 @@ def advantages(rewards: torch.Tensor, *, normalised: bool) -> torch.Tensor:
 
 
 def policy_loss(
-    logp: torch.Tensor, old: torch.Tensor, batch: Batch, A: torch.Tensor, *, clip: float, length: int | None
+    logp: torch.Tensor,
+    old: torch.Tensor,
+    batch: Batch,
+    A: torch.Tensor,
+    *,
+    clip: float,
+    length: int | None,
+    anchor: tuple[float, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The sum over a batch's answers of the formula above; `logp` and `old` (targets,), `A` (answers,).
 
-    An answer's tokens are divided by their number, or by `length` where that is given (Dr-GRPO).
+    An answer's tokens are divided by their number, or by `length` where that is given (Dr-GRPO). `anchor` is beta with
+    the base's own log-probabilities (targets,).
     """
     answer = batch.at[:, 0].to(logp.device)
     each = A.to(logp.device)[answer]
     ratio = torch.exp(logp - old)
     gain = torch.minimum(ratio * each, ratio.clamp(1 - clip, 1 + clip) * each)
+    if anchor is not None:
+        beta, base = anchor
+        gain = gain - beta * (torch.exp(base - logp) - (base - logp) - 1)
     tokens = torch.bincount(answer, minlength=len(A)).to(gain.dtype)
     share = tokens[answer] if length is None else torch.full_like(gain, float(length))
     return -(gain / share).sum()
@@ -67,7 +79,10 @@ def policy_loss(
 
 @dataclass(frozen=True)
 class Drawn:
-    """Answers drawn to some prompts, and those groups of them that tell anything, each with its advantages."""
+    """Answers drawn to some prompts, and those groups of them that tell anything, each with its advantages.
+
+    With a KL term every group tells something.
+    """
 
     prompt: str
     found: Sequence[Rollout]
@@ -90,7 +105,7 @@ def draw(
     A = advantages(rewards, normalised=_length(plan) is None)
     telling = [place for place in range(len(rows)) if bool(A[place].any())]
     batches = []
-    for place in telling:
+    for place in range(len(rows)) if plan.kl else telling:
         answers = found[place * plan.samples : (place + 1) * plan.samples]
         group = [Encoded(rows[place].row, rows[place].prompt_ids, answer.ids) for answer in answers]
         batches.append((collate(group), A[place]))
@@ -149,17 +164,21 @@ class _Grpo(RewardLoop):
         """Draw, grade, and step `updates` times."""
         plan = self.plan
         drawn = draw(self.base, self.bound, self.prompts(), self.reward, plan, step=self.step)
-        olds: list[torch.Tensor] = []
+        olds, bases = list[torch.Tensor](), list[torch.Tensor | None]()
         rate = plan.learning_rate * schedule(self.step, plan.steps, plan.warmup)
         for _ in range(plan.updates if drawn.batches else 0):
             for parameter in self.bound.parameters():
                 parameter.grad = None
             for at, (batch, A) in enumerate(drawn.batches):
+                if len(bases) == at:
+                    bases.append(self._of_the_base(batch))
                 with self.bound.active():
                     logp = -loss_of(self.base, batch)
                     if len(olds) == at:
                         olds.append(logp.detach())
-                    loss = policy_loss(logp, olds[at], batch, A, clip=plan.clip, length=_length(plan))
+                    bare = bases[at]
+                    anchor = None if bare is None else (plan.kl, bare)
+                    loss = policy_loss(logp, olds[at], batch, A, clip=plan.clip, length=_length(plan), anchor=anchor)
                     (loss / len(drawn.found)).backward()
                 self._refuse_nan(loss, batch)
             self.torn = True
@@ -167,6 +186,13 @@ class _Grpo(RewardLoop):
         self.torn = True
         self.sample = drawn.prompt, drawn.found[0].text, drawn.grades[0].reward
         self.measure(drawn.grades, drawn.found, drawn.flat)
+
+    def _of_the_base(self, batch: Batch) -> torch.Tensor | None:
+        """Log-probabilities without the adapter, where the KL term asks for them."""
+        if not self.plan.kl:
+            return None
+        with torch.no_grad():
+            return -loss_of(self.base, batch)
 
     def _refuse_nan(self, loss: torch.Tensor, batch: Batch) -> None:
         gradients = [part.grad for part in self.bound.parameters() if part.grad is not None]

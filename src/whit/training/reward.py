@@ -29,8 +29,8 @@ class RewardPlan(Pace):
     """How a run proceeds.
 
     `batch` prompts a step; `samples` answers each (GRPO) or `population` candidates for all of them (evolution);
-    `most` tokens an answer; `clip` is epsilon and `updates` the passes over a step's answers (GRPO); `sigma` the
-    size of evolution's noise.
+    `most` tokens an answer; `clip` is epsilon, `updates` the passes over a step's answers and `kl` beta (GRPO);
+    `sigma` the size of evolution's noise.
     """
 
     steps: int
@@ -41,6 +41,7 @@ class RewardPlan(Pace):
     sigma: float = 0.1
     clip: float = 0.2
     updates: int = 1
+    kl: float = 0.0
     warmup: float = 0.1
 
 

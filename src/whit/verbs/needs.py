@@ -38,7 +38,7 @@ NEEDS: dict[type, tuple[Need, ...]] = {
     TrainSettings: (
         Need(("learn_basis",), "--per", lambda settings: bool(settings.per)),
         Need(
-            ("format_weight", "reward_seconds", "samples", "updates", "population", "sigma", "warm_start"),
+            ("format_weight", "reward_seconds", "samples", "updates", "kl", "population", "sigma", "warm_start"),
             "--reward",
             lambda settings: bool(settings.reward),
         ),

@@ -132,10 +132,13 @@ def _ray_serve() -> Any:
 
 
 def _end(serve: Any, *, all_of_it: bool) -> None:
+    """Take the replicas away, and Ray Serve with them where nothing else runs on it. It gives itself half a minute for
+    that; taking them away first, by themselves, would wait a whole one for a node that is gone."""
     with contextlib.suppress(Exception):
-        serve.delete(APP)
         if all_of_it:
             serve.shutdown()
+        else:
+            serve.delete(APP)
 
 
 def _wait(stop: threading.Event) -> None:

@@ -110,6 +110,8 @@ def prepared(settings: TrainSettings) -> TrainSettings:
     require_moved(settings.optimizer, settings.kind)
     if settings.optimizer == "es" and settings.population % 2:
         raise UsageError(f"--population {settings.population}: es needs an even number, for its noise comes in pairs")
+    if settings.kl and settings.optimizer in ("es", "cma"):
+        raise UsageError(f"--kl and --optimizer {settings.optimizer} cannot be together: grpo alone has a KL term")
     if settings.warm_start:
         common.open_specialist(settings.warm_start)
     if settings.data is not None:
@@ -236,6 +238,7 @@ def plan_of(settings: TrainSettings, kind: str, base: Base, rows: int, most: int
         population=settings.population,
         sigma=settings.sigma,
         updates=settings.updates,
+        kl=settings.kl,
         warmup=settings.warmup,
         evaluations=settings.evaluations,
         patience=settings.patience,
@@ -409,7 +412,7 @@ def _said(plan: RewardPlan) -> str:
     how = f"{plan.population} candidates" if plan.optimizer in ("es", "cma") else f"{plan.samples} answers each"
     return (
         f"{plan.optimizer}: {plan.steps:,} steps of {plan.batch} prompts, {how}, up to {plan.most} tokens, "
-        f"rate {plan.learning_rate:g}"
+        f"rate {plan.learning_rate:g}{f', KL term {plan.kl:g}' if plan.kl else ''}"
     )
 
 
