@@ -275,7 +275,8 @@ def by_reward(args: argparse.Namespace, optimizer: str, numbers: int, seed: int,
         ways = {"score": args.reward}
     return TrainSettings(
         data=args.data, base=args.base, dtype=args.dtype, out=out, limit=args.limit, seed=seed, **ways,
-        epochs=args.epochs, numbers=numbers or None, kind="tiny" if numbers else "lora", rank=None if numbers else 8,
+        epochs=args.epochs, numbers=numbers or None, kind="tiny" if numbers else "lora",
+        rank=args.rank if numbers else 8,
         evaluations=args.evaluations, max_tokens=args.tokens, samples=args.samples, population=args.candidates,
         batch=args.batch, instruction=args.instruction, learning_rate=args.rate, sigma=args.sigma,
         validation_rows=args.validation_rows, shots=(4,), resume=True, kl=args.kl,
@@ -303,7 +304,7 @@ def skill(args: argparse.Namespace, optimizer: str, numbers: int, seed: int, wor
     return {
         "figure": "skill", "task": args.gym if args.data is None else args.data.stem, "base_model": args.base,
         "optimizer": optimizer, "numbers": result.adapter.numbers, "seed": seed, "rate": args.rate,
-        **({"sigma": args.sigma} if optimizer in ("es", "cma") else {"kl": args.kl} if args.kl else {}),
+        **{name: value for name, value in (("sigma", args.sigma), ("kl", args.kl)) if value},
         **drawn, **{key: plain[key] for key in wanted if key in plain},
         "baselines": {name: each["score"] for name, each in plain["baselines"].items()},
         "forgetting": card.forgetting.after - card.forgetting.before,
@@ -399,7 +400,7 @@ def units(args: argparse.Namespace, kept: Kept, what: str) -> None:
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             for optimizer in args.optimizers:
                 for numbers in args.numbers:
-                    more = f"sigma={args.sigma}" if optimizer in ("es", "cma") else f"kl={args.kl}" if args.kl else ""
+                    more = f"sigma={args.sigma}" if args.sigma else f"kl={args.kl}" if args.kl else ""
                     key = named(task, optimizer, numbers, seed, args.rate or "", args.epochs or "", more).rstrip()
                     folder = work / key.replace("/", "-").replace(" ", "_").replace("=", "-").replace(",", "-")
                     kept.unit(key, lambda o=optimizer, n=numbers, s=seed, f=folder: skill(args, o, n, s, f))
@@ -441,8 +442,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--instruction", default=PLAIN)
     parser.add_argument("--optimizers", nargs="+", default=["grpo", "es"])
     parser.add_argument("--numbers", type=int, nargs="+", default=[13, 52, 210], help="0 is LoRA r=8")
+    parser.add_argument("--rank", type=int, help="skill: of tiny adapters (3,360 numbers need 4)")
     parser.add_argument("--rate", type=float)
-    parser.add_argument("--sigma", type=float, default=TrainSettings.sigma)
+    parser.add_argument("--sigma", type=float, help="es, cma: size of the noise, where not the default")
     parser.add_argument("--kl", type=float, default=0.0)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)

@@ -17,7 +17,7 @@ from models.corpus import Windows
 from models.rows import Turns
 
 IGNORED = -100
-PLAIN_SHARE = 3  # every third window is plain text of the corpus, so that it is not forgotten
+PLAIN_EVERY = 3  # every third window is plain text of the corpus, so that it is not forgotten
 
 
 def encode_chat(tokenizer: Any, turns: Turns) -> tuple[list[int], list[int]]:
@@ -40,9 +40,16 @@ def encode_chat(tokenizer: Any, turns: Turns) -> tuple[list[int], list[int]]:
 
 
 class ChatWindows:
-    """Windows of `sequence` positions: two of packed chats, one of plain text, and so on."""
+    """Windows of `sequence` positions: packed chats, and plain text as every `every`-th (2 or more)."""
 
-    def __init__(self, chats: Sequence[tuple[list[int], list[int]]], plain: Windows, *, sequence: int):
+    def __init__(
+        self,
+        chats: Sequence[tuple[list[int], list[int]]],
+        plain: Windows,
+        *,
+        sequence: int,
+        every: int = PLAIN_EVERY,
+    ):
         ids: list[int] = []
         labels: list[int] = []
         for chat, learned in chats:
@@ -60,21 +67,22 @@ class ChatWindows:
         size = count * (sequence + 1)
         self.ids = np.array(ids[:size], dtype=np.int64).reshape(count, sequence + 1)
         self.labels = np.array(labels[:size], dtype=np.int64).reshape(count, sequence + 1)
-        self.plain, self.sequence, self.count = plain, sequence, count
-        self.per_epoch = count * PLAIN_SHARE // (PLAIN_SHARE - 1)
-        self.fingerprint = hashlib.sha256(self.ids.tobytes() + self.labels.tobytes()).hexdigest()
+        self.plain, self.sequence, self.count, self.every = plain, sequence, count, every
+        self.per_epoch = count * every // (every - 1)
+        said = b"" if every == PLAIN_EVERY else f"plain every {every}".encode()
+        self.fingerprint = hashlib.sha256(self.ids.tobytes() + self.labels.tobytes() + said).hexdigest()
 
     def batch(self, step: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and labels of a step, int64 [size, sequence] each."""
         inputs, labels = [], []
         for index in range(step * size, (step + 1) * size):
-            turn, place = divmod(index, PLAIN_SHARE)
-            if place == PLAIN_SHARE - 1:
+            turn, place = divmod(index, self.every)
+            if place == self.every - 1:
                 window = self.plain.window(turn)
                 inputs.append(window[:-1])
                 labels.append(window[1:])
             else:
-                row = (turn * (PLAIN_SHARE - 1) + place) % self.count
+                row = (turn * (self.every - 1) + place) % self.count
                 inputs.append(self.ids[row, :-1])
                 labels.append(self.labels[row, 1:])
         return np.stack(inputs), np.stack(labels)

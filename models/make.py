@@ -20,7 +20,7 @@ import torch
 
 from models import checkpoint, corpus, package
 from models.config import RECIPES, Recipe
-from models.instruct import ChatWindows, encode_chat
+from models.instruct import PLAIN_EVERY, ChatWindows, encode_chat
 from models.network import Network
 from models.prepare import TOKENIZER, make_tokenizer, prepare, save_hub
 from models.pretrain import Plan, pretrain
@@ -48,15 +48,14 @@ def _plan(folder: Path, steps: int, arguments: Any) -> Plan:
 
 def instruct(recipe: Recipe, network: Network, windows: corpus.Windows, tokenizer: Any, arguments: Any) -> Network:
     """Teach `instruction + input → answer`. Returns the network."""
-    if arguments.tasks is None or arguments.corpus is None:
-        raise UsageError("the instruction stage needs --corpus and --tasks; or give --stages pretrain package score")
     second = instruction_recipe(recipe)
     rows = instruction_rows(arguments.corpus, arguments.tasks, recipe.seed)
     chats = ChatWindows([encode_chat(tokenizer, turns) for turns in rows], windows.resized(second.sequence),
-                        sequence=second.sequence)  # fmt: skip
+                        sequence=second.sequence, every=arguments.plain_every)  # fmt: skip
     steps = max(1, round(arguments.instruct_tokens / (second.batch * second.sequence)))
-    # A longer pre-training gives other weights to begin with, hence a stage of its own.
-    folder = arguments.cache / recipe.name / f"instruct-{round(arguments.tokens)}"
+    # Another pre-training gives other weights to begin with, hence a stage of its own.
+    named = f"instruct-{round(arguments.tokens)}-{round(arguments.instruct_tokens)}-{arguments.plain_every}"
+    folder = arguments.cache / recipe.name / named
     initial = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
     print(f"instruction stage: {len(rows)} rows, {chats.per_epoch} windows, {steps} steps", file=sys.stderr)
     return pretrain(second, chats, None, _plan(folder, steps, arguments), initial=initial)
@@ -95,6 +94,10 @@ def start_weights(recipe: Recipe, start: str) -> dict[str, torch.Tensor]:
 
 def run(arguments: Any) -> None:
     """The stages asked for, each resumed from where it stands."""
+    if "instruct" in arguments.stages and (arguments.tasks is None or arguments.corpus is None):
+        raise UsageError("the instruction stage needs --corpus and --tasks; or give --stages pretrain package score")
+    if arguments.plain_every < 2:
+        raise UsageError(f"--plain-every {arguments.plain_every}: at least 2, for with 1 no window would be a chat")
     recipe = RECIPES[arguments.model]
     if arguments.micro_batch:
         recipe = replace(recipe, micro_batch=arguments.micro_batch)
@@ -144,6 +147,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="where the GGUF goes (default: beside the checkpoints)")
     parser.add_argument("--tokens", type=float, default=8e6, help="positions to pre-train on, all sessions together")
     parser.add_argument("--instruct-tokens", type=float, default=1.5e6)
+    parser.add_argument(
+        "--plain-every", type=int, default=PLAIN_EVERY, help="instruction stage: of so many windows one is plain text"
+    )
     parser.add_argument("--score-bytes", type=int, default=200_000, help="held-out bytes of each source")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: what this machine multiplies faster in")

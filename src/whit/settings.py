@@ -110,7 +110,9 @@ class TrainSettings(DataColumns):
     updates: int = option(1, "grpo: steps taken from the same answers.", least=1)
     kl: float = option(0.0, "grpo: weight of a KL term that holds answers near the base's own.", least=0.0)
     population: int = option(32, "es, cma: candidates in a step, all in one batch.", least=2)
-    sigma: float = option(0.1, "es, cma: size of the noise.", least=0.000001)
+    sigma: float | None = option(
+        None, "es, cma: size of the noise (default: 0.1, on bases from 20 M parameters on 0.02).", least=0.000001
+    )
     warm_start: str | None = option(None, "--reward: begin from this adapter, of the same kind and size.")
     evaluations: int = option(8, "How often the validation rows are answered during training.", least=1)
     validation_rows: int = option(200, "At most this many validation rows are answered each time.", least=1)

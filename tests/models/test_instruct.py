@@ -44,6 +44,12 @@ def test_no_chat_is_cut_and_every_third_window_is_plain(tokenizer, windows):
     inputs, labels = packed.batch(0, 3)
     assert np.array_equal(inputs[2], windows.resized(64).window(0)[:-1]) and (labels[2] != IGNORED).all()
     assert (labels[0] == IGNORED).any()
+    other = ChatWindows(chats, windows.resized(64), sequence=64, every=2)
+    inputs, labels = other.batch(0, 4)
+    for place, window in ((1, 0), (3, 1)):
+        assert np.array_equal(inputs[place], windows.resized(64).window(window)[:-1])
+        assert (labels[place] != IGNORED).all()
+    assert np.array_equal(inputs[[0, 2]], packed.ids[:2, :-1]) and other.fingerprint != packed.fingerprint
 
 
 def _contains(row, chat):

@@ -69,9 +69,10 @@ def test_a_hub_data_set_goes_the_same_way(folder, texts):
     ("more", "code", "told"),
     [
         (["--stages", "pretrain"], 2, "--corpus FOLDER"),
-        (["--corpus", "nowhere"], 3, "nowhere"),
+        (["--corpus", "nowhere", "--stages", "pretrain"], 3, "nowhere"),
         (["--corpus", "corpus", "--tokens", "64"], 2, "--tasks"),
-        (["--corpus", "corpus", "--tokens", "1e9"], 3, "at most --tokens"),
+        (["--corpus", "corpus", "--stages", "pretrain", "--tokens", "1e9"], 3, "at most --tokens"),
+        (["--corpus", "corpus", "--tasks", "tasks", "--plain-every", "1"], 2, "no window would be a chat"),
     ],
 )
 def test_what_cannot_be_is_told(folder, monkeypatch, capsys, more, code, told):

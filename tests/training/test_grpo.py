@@ -21,7 +21,7 @@ from whit.errors import Interrupted, TrainingError
 from whit.rewards.reward import Grade
 from whit.testing import tiny_base
 from whit.training.batching import collate
-from whit.training.evolution import centred_ranks, noise, train_evolution
+from whit.training.evolution import centred_ranks, defaults, noise, train_evolution
 from whit.training.grpo import LEARNING_RATES, advantages, default_rate, policy_loss, train_grpo
 from whit.training.reward import Rewarded, RewardPlan, RewardProgress
 from whit.training.rollouts import roll_out
@@ -242,6 +242,7 @@ def test_a_larger_base_moves_at_a_lower_rate(base: Base) -> None:
     larger = replace(base, parameters=135_000_000)
     for kind, rate in LEARNING_RATES.items():
         assert 0 < default_rate(larger, kind) < rate / 2
+    assert all(0 < less < usual / 2 for less, usual in zip(defaults(larger), defaults(base), strict=True))
 
 
 def test_the_best_on_validation_is_kept(base: Base, tune: Tune, encode: Encode) -> None:

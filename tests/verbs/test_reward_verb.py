@@ -158,6 +158,7 @@ def test_bad_input(whit: Commands, place: Path, tmp_path: Path, words: list[str]
         (["--kind", "auto", "--reward", "nosuch"], "--reward nosuch: unknown"),
         (["--reward", "numeric", "--optimizer", "es", "--kind", "lora"], "vector adapters"),
         (["--reward", "numeric", "--optimizer", "es", "--population", "3"], "even number"),
+        (["--reward", "numeric", "--optimizer", "es", "--kl", "0.1"], "grpo alone has a KL term"),
         (["--reward", "numeric", "--kind", "sparse"], "say how many with --numbers"),
         (["--reward", "numeric", "--warm-start", "nowhere"], "no adapter there"),
         (["--kind", "sparse"], "say how many with --numbers"),

@@ -24,12 +24,17 @@ from whit.data.templates import Encoded
 from whit.errors import UsageError
 from whit.rewards.reward import Reward
 from whit.training.optimizers import Adam, schedule
-from whit.training.reward import Rewarded, RewardLoop, RewardPlan, Watch
+from whit.training.reward import Rewarded, RewardLoop, RewardPlan, Watch, stride
 from whit.training.rollouts import roll_out
 
-LEARNING_RATE = 2.5e-2
+LEARNING_RATE, SIGMA = 2.5e-2, 0.1  # of a small base
 MOST_FOR_CMA = 2000  # numbers: their covariance is a matrix, and its eigenvectors are taken
 _DIAGONAL_FROM = 300  # numbers: from here on CMA keeps the diagonal alone
+
+
+def defaults(base: Base) -> tuple[float, float]:
+    """The peak rate and the size of the noise where nobody says otherwise."""
+    return LEARNING_RATE * stride(base), SIGMA * stride(base)
 
 
 def centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,24 +21,22 @@ import torch
 
 from whit.adapters.tunable import Bound
 from whit.bases import Base
-from whit.bases.dtypes import SMALL
 from whit.data.templates import Encoded
 from whit.errors import TrainingError
 from whit.rewards.reward import Grade, Reward
 from whit.training.batching import Batch, collate, named
 from whit.training.optimizers import Adam, schedule
-from whit.training.reward import Rewarded, RewardLoop, RewardPlan, Watch
+from whit.training.reward import Rewarded, RewardLoop, RewardPlan, Watch, stride
 from whit.training.rollouts import Rollout, roll_out
 from whit.training.sft import loss_of
 
 _EPSILON = 1e-4  # as TRL has it: keeps a group of nearly equal rewards from being blown up
 LEARNING_RATES = {"tiny": 5e-2, "xs": 5e-2, "lora": 1e-3, "sparse": 5e-2}
-_LARGER = 0.2  # of these, from 20 M parameters on: at the whole a reward that comes seldom moves a base into nonsense
 
 
 def default_rate(base: Base, kind: str) -> float:
     """The peak rate where nobody says otherwise."""
-    return LEARNING_RATES[kind] * (1.0 if base.parameters < SMALL else _LARGER)
+    return LEARNING_RATES[kind] * stride(base)
 
 
 def advantages(rewards: torch.Tensor, *, normalised: bool) -> torch.Tensor:

@@ -14,14 +14,21 @@ import torch
 
 from whit.adapters.tunable import Bound
 from whit.bases import Base
+from whit.bases.dtypes import SMALL
 from whit.data.templates import Encoded
 from whit.errors import TrainingError
 from whit.rewards.reward import Grade, Reward
 from whit.training.loop import Loop, Pace, Trained, under
 from whit.training.rollouts import Rollout
 
+LARGER = 0.2  # of a small base's rates and noise, from 20 M parameters on: at the whole they move it into nonsense
 PROMPTS = 4  # in a step, where nobody says otherwise
 _PATIENT = 20  # steps in which no answer was better than another, from the first one on, before that ends the run
+
+
+def stride(base: Base) -> float:
+    """How far steps go where nobody says otherwise, of what suits a small base."""
+    return 1.0 if base.parameters < SMALL else LARGER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers.models.llama.modeling_llama import rotate_half
 
 from whit.adapters.layer import AdaptedLinear
 from whit.adapters.targets import PROJECTIONS
@@ -66,11 +67,12 @@ class Passes:
         if not self.first:
             return loss_of(self.base, batch if shared else unshared(batch)), batch
         hidden = pad_sequence([self._states[place] for place in places], batch_first=True)
-        last = len(decoder_of(self.base.model).layers) - 1  # type: ignore[arg-type]
+        decoder: Any = decoder_of(self.base.model)
+        last = len(decoder.layers) - 1
         if self.first < last:
-            with _layers(self.base, slice(self.first, last), normed=False) as decoder:
-                hidden = decoder(inputs_embeds=hidden, use_cache=False).last_hidden_state
-        logits = self.base.model.get_output_embeddings()(_predicting(decoder_of(self.base.model), hidden, batch))
+            with _layers(self.base, slice(self.first, last), normed=False) as part:
+                hidden = part(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        logits = self.base.model.get_output_embeddings()(_predicting(decoder, hidden, batch))
         return cross_entropy(logits, batch), batch
 
     def _read(self) -> list[torch.Tensor]:
@@ -128,8 +130,8 @@ def _predicting(decoder: Any, hidden: torch.Tensor, batch: Batch) -> torch.Tenso
         return y.view(*y.shape[:2], -1, attention.head_dim).transpose(1, 2)
 
     def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        one, other = x.chunk(2, dim=-1)
-        return x * cos[:, None] + torch.cat((-other, one), dim=-1) * sin[:, None]
+        found: torch.Tensor = x * cos[:, None] + rotate_half(x) * sin[:, None]
+        return found
 
     normed = layer.input_layernorm(hidden)
     q = turned(heads(attention.q_proj, normed[rows, places]), cos[0][places], sin[0][places])

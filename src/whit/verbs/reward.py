@@ -217,14 +217,14 @@ def epochs_of(settings: TrainSettings, rows: int) -> float:
 
 def plan_of(settings: TrainSettings, kind: str, base: Base, rows: int, most: int, run: str, state: Path) -> RewardPlan:
     """How a run by reward goes for these settings. Raises `UsageError`."""
+    from whit.training import evolution, grpo
     from whit.training.batching import steps_in
-    from whit.training.evolution import LEARNING_RATE
-    from whit.training.grpo import default_rate
     from whit.training.reward import PROMPTS, RewardPlan
 
     evolves = settings.optimizer in ("es", "cma")
     require_moved(settings.optimizer, kind)
-    rate = settings.learning_rate or (LEARNING_RATE if evolves else default_rate(base, kind))
+    usual, noise = evolution.defaults(base)
+    rate = settings.learning_rate or (usual if evolves else grpo.default_rate(base, kind))
     if rate < 0:
         raise UsageError(f"--learning-rate {rate:g}: must be above 0")
     batch = settings.batch or PROMPTS
@@ -236,7 +236,7 @@ def plan_of(settings: TrainSettings, kind: str, base: Base, rows: int, most: int
         optimizer=settings.optimizer,
         samples=settings.samples,
         population=settings.population,
-        sigma=settings.sigma,
+        sigma=settings.sigma or noise,
         updates=settings.updates,
         kl=settings.kl,
         warmup=settings.warmup,
@@ -412,7 +412,8 @@ def _said(plan: RewardPlan) -> str:
     how = f"{plan.population} candidates" if plan.optimizer in ("es", "cma") else f"{plan.samples} answers each"
     return (
         f"{plan.optimizer}: {plan.steps:,} steps of {plan.batch} prompts, {how}, up to {plan.most} tokens, "
-        f"rate {plan.learning_rate:g}{f', KL term {plan.kl:g}' if plan.kl else ''}"
+        f"rate {plan.learning_rate:g}{f', noise {plan.sigma:g}' if plan.optimizer in ('es', 'cma') else ''}"
+        f"{f', KL term {plan.kl:g}' if plan.kl else ''}"
     )
 
 
