@@ -19,7 +19,7 @@ import pytest
 from whit.errors import UsageError
 from whit.settings import ServeSettings
 from whit.talk import Talk
-from whit.verbs.remote_serve import serve_there
+from whit.verbs.remote_serve import _end, serve_there
 
 
 def free_port() -> int:
@@ -130,3 +130,19 @@ def test_any_replica_serves_any_adapter_and_a_lost_node_is_survived(
 def test_what_replicas_cannot_do_is_refused(more: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         serve_there(ServeSettings(**{"ray": "127.0.0.1:1", **more}), talk=Talk(quiet=True))
+
+
+@pytest.mark.parametrize(("all_of_it", "called"), [(True, ["shutdown"]), (False, ["delete"])])
+def test_ending_never_waits_for_the_replicas_before_it_ends_ray_serve(all_of_it: bool, called: list[str]) -> None:
+    seen: list[str] = []
+
+    class Serve:
+        def delete(self, name: str) -> None:
+            seen.append("delete")
+            raise TimeoutError("a node that is gone")
+
+        def shutdown(self) -> None:
+            seen.append("shutdown")
+
+    _end(Serve(), all_of_it=all_of_it)
+    assert seen == called
