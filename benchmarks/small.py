@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=270.0, help="of training, for each way")
     parser.add_argument("--ways", nargs="+", choices=("lora", "all"), default=["lora", "all"])
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--alpha", type=float, help="of LoRA; twice its rank unless given")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, help="of LoRA; whit's own for as many steps unless given")
     parser.add_argument("--all-rate", type=float, default=1e-3, help="of all weights")
@@ -181,7 +182,7 @@ def main() -> None:
             if way == "lora":
                 targets = all_targets(module for module, _ in base.model.named_modules())
                 bound: Bound = tune_lora(
-                    base, targets, rank=options.rank, alpha=2.0 * options.rank, dropout=0.0, seed=0
+                    base, targets, rank=options.rank, alpha=options.alpha or 2.0 * options.rank, dropout=0.0, seed=0
                 )
             else:
                 bound = AllWeights(base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from whit.talk import Talk, clock, size
+from whit.talk import Talk, clock, several, size
 
 
 def test_everything_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,3 +54,7 @@ def test_clock(seconds: float, told: str) -> None:
 )
 def test_size(count: float, told: str) -> None:
     assert size(count) == told
+
+
+def test_one_is_one() -> None:
+    assert [several(count, "row") for count in (0, 1, 2, 2000)] == ["0 rows", "1 row", "2 rows", "2,000 rows"]

@@ -214,7 +214,7 @@ def test_eval_leaves_out_what_training_saw(trained: Trained, rows: Path, tmp_pat
     found = api.evaluate(folder, rows, dtype="float32")
     assert found.result.rows == held and found.left_out == 120 - held
     assert found.result.tuned == trained("lora").card.result.tuned
-    assert f"{120 - held} rows were left out" in found.to_text()
+    assert f"Left out, for training had seen their input: {120 - held} rows." in found.to_text()
     # By the file inside of the folder just as by the folder.
     file = trained("xs").folder / "adapter.whit"
     assert api.evaluate(file, rows, dtype="float32").left_out == 120 - held
@@ -226,7 +226,7 @@ def test_eval_leaves_out_what_training_saw(trained: Trained, rows: Path, tmp_pat
     assert api.evaluate(folder, write(tmp_path / "loud.jsonl", shouted), dtype="float32").left_out == 120 - held
     held_ids = {json.loads(line)["id"] for line in (folder / "held-out.jsonl").read_text().splitlines()}
     only_seen = [row for row in map(json.loads, rows.read_text().splitlines()) if row["id"] not in held_ids]
-    with pytest.raises(DataError, match=r"all \d+ rows were seen in training"):
+    with pytest.raises(DataError, match=r"training has seen all of it \(\d+\)"):
         api.evaluate(folder, write(tmp_path / "seen.jsonl", only_seen))
 
 
@@ -238,7 +238,7 @@ def test_eval_tells_of_rows_that_training_nearly_saw(trained: Trained, rows: Pat
     found = api.evaluate(folder, near, dtype="float32")
     assert (found.result.rows, found.left_out, found.nearly_seen) == (120, 0, 120 - held)
     assert found.to_json()["nearly_seen"] == 120 - held
-    assert f"{120 - held} of the 120 rows are, but for case, spacing and punctuation" in found.to_text()
+    assert f"but for case, spacing and punctuation: {120 - held} of the 120 rows." in found.to_text()
     assert api.evaluate(folder, write_rows(tmp_path / "new.jsonl", 20, seed=7), dtype="float32").nearly_seen == 0
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from whit.data.rows import Row, content_key, said
 from whit.data.similarity import SIMILARITY, Union, similar_sets
 from whit.errors import DataError, UsageError
+from whit.talk import several
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def split_rows(
         alike = len(sets) < len(rows)
         why = " (rows of a group or that nearly repeat each other stay together)" if alike else ""
         raise DataError(
-            f"0 held-out rows: the {len(rows):,} rows make only {len(sets)} separate "
-            f"set{'' if len(sets) == 1 else 's'}{why}, too few for {' + '.join(name for name, _ in wanted)}; "
+            f"0 held-out rows: the {several(len(rows), 'row')} make only "
+            f"{several(len(sets), 'separate set')}{why}, too few for {' + '.join(name for name, _ in wanted)}; "
             "add rows that differ"
         )
     for name, near in wanted:

@@ -19,7 +19,7 @@ from whit.data.splitting import Split
 from whit.errors import DataError
 from whit.files import atomic_write
 from whit.settings import BakeSettings
-from whit.talk import Talk
+from whit.talk import Talk, several
 from whit.verbs import common, runs
 from whit.verbs.prove import command_of
 
@@ -144,7 +144,7 @@ class BakeResult:
         return (
             f"Gold answers: bare base {100 * (self.bare_gold or 0):.1f}, teacher {100 * self.gold.base:.1f}, "
             f"adapter {100 * self.gold.tuned:.1f}{share}. {compared} "
-            f"Lost: {len(self.lost):,} rows that the teacher had right."
+            f"Lost: {several(len(self.lost), 'row')} that the teacher had right."
         )
 
     def words(self) -> str:

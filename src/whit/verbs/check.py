@@ -17,7 +17,7 @@ from whit.data.problem import KINDS, Problem
 from whit.data.rows import Reading, Row, read
 from whit.errors import UsageError
 from whit.settings import CheckSettings
-from whit.talk import Talk
+from whit.talk import Talk, several
 from whit.verbs.common import CONTRACT
 from whit.verbs.needs import require_needs
 
@@ -66,7 +66,7 @@ class CheckResult:
 
     def to_text(self, most: int = _SHOWN) -> str:
         """A report to read: each kind with its count and at most `most` of its problems."""
-        lines = [f"{self.path}: {self.rows:,} rows"]
+        lines = [f"{self.path}: {several(self.rows, 'row')}"]
         lines += [f"  note: {note}" for note in self.notes]
         kinds: dict[str, list[Problem]] = {}
         for problem in self.problems:
@@ -74,7 +74,7 @@ class CheckResult:
         for kind, found in kinds.items():
             rows = len({identity for problem in found for identity in problem.ids})
             mark = "!" if found[0].serious else "-"
-            lines.append(f"{mark} {kind}: {KINDS[kind]} ({rows:,} row{'s' * (rows != 1)})")
+            lines.append(f"{mark} {kind}: {KINDS[kind]} ({several(rows, 'row')})")
             lines += [f"    {problem.message}" for problem in found[:most]]
             if len(found) > most:
                 lines.append(f"    … and {len(found) - most:,} more; --json lists all")
@@ -85,8 +85,7 @@ class CheckResult:
         if self.influence is not None:
             lines.append(self.influence.to_text())
         if self.fixed is not None:
-            count = len(self.changes)
-            lines.append(f"{self.fixed}: {self.kept:,} rows, {count:,} change{'s' * (count != 1)}")
+            lines.append(f"{self.fixed}: {several(self.kept, 'row')}, {several(len(self.changes), 'change')}")
             lines += [f"    {change}" for change in self.changes]
             lines += [f"    left as it is: {what}" for what in self.left]
         return "\n".join(lines)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from whit.data.rows import Row, read
 from whit.errors import DataError
 from whit.settings import EvalSettings
-from whit.talk import Talk
+from whit.talk import Talk, several
 from whit.verbs import common
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ class EvalResult:
         lines = [self.result.sentence()]
         lines += [found.sentence(base=f"the {name}") for name, found in self.baselines.items()]
         if self.left_out:
-            lines.append(f"{self.left_out:,} rows were left out: training had seen their input.")
+            lines.append(f"Left out, for training had seen their input: {several(self.left_out, 'row')}.")
         if self.nearly_seen:
-            count = f"{self.nearly_seen:,} of the {self.result.rows:,} rows"
-            lines.append(f"{count} are, but for case, spacing and punctuation, rows that training had seen.")
+            count = f"{self.nearly_seen:,} of the {several(self.result.rows, 'row')}"
+            lines.append(f"Like rows that training had seen but for case, spacing and punctuation: {count}.")
         return "\n".join(lines)
 
     @property
@@ -73,9 +73,9 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
     fresh = tuple(row for row in rows if common.seen_key(row) not in seen)
     nearly = sum(common.plain_key(row) in seen for row in fresh)
     if not fresh:
-        raise DataError(f"{settings.data}: all {len(rows):,} rows were seen in training; give rows that it never saw")
+        raise DataError(f"{settings.data}: training has seen all of it ({len(rows):,}); give rows that it never saw")
     if len(fresh) < len(rows):
-        talk.say(f"{len(rows) - len(fresh):,} of {len(rows):,} rows were seen in training and are left out")
+        talk.say(f"seen in training and left out: {len(rows) - len(fresh):,} of {several(len(rows), 'row')}")
     from whit.evaluation.proof import Examiner, longest_answer, null_adapter
     from whit.evaluation.scoring import restore_scorer
     from whit.evaluation.verdict import compare
@@ -94,7 +94,7 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
     known = card.settings.get("max_tokens") if card else None
     most = settings.max_tokens or (int(known) if isinstance(known, int) else longest_answer(fresh, base))
     examiner = Examiner(base, scorer, instruction, most)
-    with common.bound_to(base, special.adapter) as bound, talk.task(f"{len(fresh):,} rows: the adapter"):
+    with common.bound_to(base, special.adapter) as bound, talk.task(f"{several(len(fresh), 'row')}: the adapter"):
         tuned = examiner.system("the adapter", "adapter", fresh, bound=bound)
     with talk.task("  the base"):
         bare = examiner.system("the base", "base", fresh)
