@@ -85,7 +85,7 @@ class CheckResult:
         if self.influence is not None:
             lines.append(self.influence.to_text())
         if self.fixed is not None:
-            lines.append(f"{self.fixed}: {several(self.kept, 'row')}, {several(len(self.changes), 'change')}")
+            lines.append(f"{self.fixed}: {several(self.kept or 0, 'row')}, {several(len(self.changes), 'change')}")
             lines += [f"    {change}" for change in self.changes]
             lines += [f"    left as it is: {what}" for what in self.left]
         return "\n".join(lines)
