@@ -378,11 +378,17 @@ def remarks_on(measures: Sequence[Measures], most: int) -> list[str]:
     if cut > 0.2:
         said.append(f"{100 * cut:.0f} % of the answers were cut off at {most} tokens; raise --max-tokens.")
     part = max(1, count // 10)
-    skill, form = (
-        sum(getattr(each, name) for each in measures[-part:]) / part
-        - sum(getattr(each, name) for each in measures[:part]) / part
-        for name in ("skill", "format")
+    first, last = (
+        {name: sum(getattr(each, name) for each in some) / part for name in ("skill", "format", "flat", "right")}
+        for some in (measures[:part], measures[-part:])
     )
+    if last["flat"] > 0.8 and last["flat"] - first["flat"] > 0.2 and last["right"] < 0.9:
+        said.append(
+            f"The answers have become one, from which nothing more is learned: {100 * last['flat']:.0f} % of the last "
+            f"groups had answers of one worth ({100 * first['flat']:.0f} % of the first), {100 * last['right']:.0f} % "
+            "right. Try another --seed, fewer --numbers, a lower --learning-rate, or --kl."
+        )
+    skill, form = (last[name] - first[name] for name in ("skill", "format"))
     if form > 0.05 and skill < 0.01:
         said.append("In training the format rose and the skill did not: what was gained is form.")
     return said
