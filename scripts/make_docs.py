@@ -28,6 +28,8 @@ BEGIN, END = "<!-- map: written by scripts/make_docs.py -->", "<!-- end of map -
 ABOUT = {
     "benchmarks/baking-examples.jsonl": "messages of spam and none, written for baking.py",
     "benchmarks/baking-guide.md": "the instruction that baking.py bakes",
+    "benchmarks/results/reward.jsonl": "what each run of the experiment by reward gave, for docs/experiment.md",
+    "docs/experiment.svg": "its figure",
     ".gitignore": "what git leaves alone",
     ".ci/run": "what CI runs on a clean checkout: missing system packages, a PostgreSQL, then `make check`",
     "LICENSE": "Apache License 2.0",

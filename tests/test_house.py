@@ -51,6 +51,17 @@ def test_generated_docs_are_fresh() -> None:
         assert path.read_text("utf-8") == content, f"{path.name} is stale: make docs"
 
 
+def test_the_experiments_page_has_every_run_as_it_was() -> None:
+    experiment = load("benchmarks/experiment.py")
+    runs, page = experiment.load(), (ROOT / "docs" / "experiment.md").read_text("utf-8")
+    written = page.partition(experiment.BEGIN)[2].partition(experiment.END)[0]
+    assert written.strip() == "\n".join(experiment.table(runs)), (
+        "python benchmarks/experiment.py --page docs/experiment.md"
+    )
+    keys = [tuple(run.get(name) for name in experiment.KEY) for run in runs]
+    assert len(keys) == len(set(keys))
+
+
 def test_a_stale_page_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     docs = load("scripts/make_docs.py")
     page = ROOT / "docs" / "reference.md"
