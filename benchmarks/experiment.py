@@ -1,4 +1,4 @@
-"""The experiment of docs/reward.md: what its runs gave, as a table and as a figure.
+"""The experiment of docs/experiment.md: what its runs gave, as a table and as a figure.
 
     python benchmarks/experiment.py                        the table, from benchmarks/results/reward.jsonl
     python benchmarks/experiment.py --page docs/experiment.md    puts it there, and the figure beside it
@@ -77,19 +77,22 @@ def is_lora(run: dict[str, Any]) -> bool:
 def table(runs: Sequence[dict[str, Any]]) -> list[str]:
     """A line of Markdown for each run."""
     lines = [
-        "| task, seed | how | numbers | the base | 4-shot | right (95 %) | skill gained (95 %) | p | forgotten |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| task, seed | how | numbers | the base | 4-shot | right (95 %) | skill gained (95 %) "
+        "| p, base | p, 4-shot | forgotten |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
         right, low, high = score(run)
+        few = run["baselines"]["4-shot"]
         skill = [run["skill_difference"], *run["skill_interval"]]
         base = "" if run["base_model"] == "smollm2" else f" ({run['base_model']})"
         how = WAYS[run["optimizer"]] + (f", rate {run['rate']:g}" if run.get("rate") else "")
         how += f", {run['epochs']:g} passes" + (f", KL {run['kl']:g}" if run.get("kl") else "")
         lines.append(
             f"| {TASKS[run['task']]}{base}, {run['seed']} | {how} | {size(run)} | {run['base']:.3f} "
-            f"| {run['baselines']['4-shot']:.3f} | {right:.3f} ({low:.3f} to {high:.3f}) "
-            f"| {skill[0]:+.3f} ({skill[1]:+.3f} to {skill[2]:+.3f}) | {run['p_value']:.1g} | {run['forgetting']:.3f} |"
+            f"| {few['score']:.3f} | {right:.3f} ({low:.3f} to {high:.3f}) "
+            f"| {skill[0]:+.3f} ({skill[1]:+.3f} to {skill[2]:+.3f}) | {run['p_value']:.1g} | {few['p_value']:.1g} "
+            f"| {run['forgetting']:.3f} |"
         )
     return lines
 
@@ -123,8 +126,8 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
             panel.errorbar(at, [v for v, *_ in values], spread, fmt="osD"[place], ms=4, lw=1, capsize=2, label=name)
         first = next(run for run in runs if run["task"] == task and run["seed"] == 0)
         for value, style, name in (
-            (first["base"], "-", "base"), (first["baselines"]["4-shot"], "--", "4-shot"),
-            (first["baselines"].get("TF-IDF + linear"), ":", "TF-IDF + linear"),
+            (first["base"], "-", "base"), (first["baselines"]["4-shot"]["score"], "--", "4-shot"),
+            (first["baselines"].get("TF-IDF + linear", {}).get("score"), ":", "TF-IDF + linear"),
         ):  # fmt: skip
             if value is not None:
                 panel.axhline(value, ls=style, lw=0.9, color="grey", label=name)

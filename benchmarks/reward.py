@@ -306,7 +306,10 @@ def skill(args: argparse.Namespace, optimizer: str, numbers: int, seed: int, wor
         "optimizer": optimizer, "numbers": result.adapter.numbers, "seed": seed, "rate": args.rate,
         **{name: value for name, value in (("sigma", args.sigma), ("kl", args.kl)) if value},
         **drawn, **{key: plain[key] for key in wanted if key in plain},
-        "baselines": {name: each["score"] for name, each in plain["baselines"].items()},
+        "baselines": {
+            name: {part: each[part] for part in ("score", "difference", "interval", "p_value")}
+            for name, each in plain["baselines"].items()
+        },
         "forgetting": card.forgetting.after - card.forgetting.before,
     }  # fmt: skip
 
