@@ -36,18 +36,12 @@ KEPT = (
 
 def taken(path: Path) -> list[dict[str, Any]]:
     """The runs in a file of `reward.py skill --out` that belong to the experiment, as they are kept."""
-    found = []
-    for run in json.loads(path.read_text(encoding="utf-8")):
-        if run.get("figure") != "skill" or run.get("task") not in TASKS:
-            continue
-        words = run["key"].split(" ")  # skill BASE TASK WAY NUMBERS SEED RATE EPOCHS [option=value …]
-        options = dict(word.split("=", 1) for word in words[8:])
-        about = run | {
-            "epochs": float(words[7]),
-            **{name: float(options[name]) for name in ("rank", "kl") if name in options},
-        }
-        found.append({name: about[name] for name in KEPT if about.get(name) is not None})
-    return found
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        {name: run[name] for name in KEPT if run.get(name) is not None}
+        for run in found
+        if run.get("figure") == "skill" and run["task"] in TASKS
+    ]
 
 
 def load(path: Path = RESULTS) -> list[dict[str, Any]]:

@@ -303,7 +303,8 @@ def skill(args: argparse.Namespace, optimizer: str, numbers: int, seed: int, wor
     )  # fmt: skip
     return {
         "figure": "skill", "task": args.gym if args.data is None else args.data.stem, "base_model": args.base,
-        "optimizer": optimizer, "numbers": result.adapter.numbers, "seed": seed, "rate": args.rate,
+        "optimizer": optimizer, "numbers": result.adapter.numbers, "rank": settings.rank or 2, "seed": seed,
+        "rate": args.rate, "epochs": args.epochs,
         **{name: value for name, value in (("sigma", args.sigma), ("kl", args.kl)) if value},
         **drawn, **{key: plain[key] for key in wanted if key in plain},
         "baselines": {
