@@ -23,8 +23,6 @@ RESULTS = Path(__file__).parent / "results" / "reward.jsonl"
 TASKS = {"sst2json": "reviews", "spamjson": "spam", "snipsword": "requests"}
 WAYS = {"grpo": "GRPO", "supervised": "supervised", "es": "evolution"}
 BEGIN, END = "<!-- runs: written by benchmarks/experiment.py -->", "<!-- end of runs -->"
-#: the largest budget of each base that is no LoRA
-LORA = {"smollm2": 20_000, "meeny": 10_000}
 #: what tells runs apart
 KEY = ("task", "base_model", "optimizer", "numbers", "rank", "seed", "rate", "epochs", "kl")
 KEPT = (
@@ -61,30 +59,28 @@ def score(run: dict[str, Any]) -> tuple[float, float, float]:
 
 
 def size(run: dict[str, Any]) -> str:
-    return f"LoRA, {run['numbers']:,}" if is_lora(run) else f"{run['numbers']:,}"
-
-
-def is_lora(run: dict[str, Any]) -> bool:
-    return bool(run["numbers"] > LORA[run["base_model"]])
+    """The numbers trained; of rank 8 `reward.py skill` trains LoRAs alone."""
+    return f"LoRA, {run['numbers']:,}" if run["rank"] == 8 else f"{run['numbers']:,}"
 
 
 def table(runs: Sequence[dict[str, Any]]) -> list[str]:
     """A line of Markdown for each run."""
     lines = [
-        "| task, seed | how | numbers | the base | 4-shot | right (95 %) | skill gained (95 %) "
+        "| task, seed | how | numbers | the base | 4-shot | linear | right (95 %) | skill gained (95 %) "
         "| p, base | p, 4-shot | forgotten |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
         right, low, high = score(run)
-        few = run["baselines"]["4-shot"]
+        few, linear = (run["baselines"].get(name) for name in ("4-shot", "TF-IDF + linear"))
+        plain = f"{linear['score']:.3f}" if linear else ""
         skill = [run["skill_difference"], *run["skill_interval"]]
         base = "" if run["base_model"] == "smollm2" else f" ({run['base_model']})"
         how = WAYS[run["optimizer"]] + (f", rate {run['rate']:g}" if run.get("rate") else "")
         how += f", {run['epochs']:g} passes" + (f", KL {run['kl']:g}" if run.get("kl") else "")
         lines.append(
             f"| {TASKS[run['task']]}{base}, {run['seed']} | {how} | {size(run)} | {run['base']:.3f} "
-            f"| {few['score']:.3f} | {right:.3f} ({low:.3f} to {high:.3f}) "
+            f"| {few['score']:.3f} | {plain} | {right:.3f} ({low:.3f} to {high:.3f}) "
             f"| {skill[0]:+.3f} ({skill[1]:+.3f} to {skill[2]:+.3f}) | {run['p_value']:.1g} | {few['p_value']:.1g} "
             f"| {run['forgetting']:.3f} |"
         )

@@ -19,6 +19,7 @@ from whit.data.consistency import FEW, Answers, check_consistency, labels, liste
 from whit.data.problem import KINDS, SERIOUS, Problem
 from whit.data.rows import Row, content_key, said
 from whit.data.similarity import similar_sets
+from whit.talk import several
 
 __all__ = ["KINDS", "SERIOUS", "Problem", "check_rows"]
 
@@ -77,7 +78,7 @@ def _placed(problem: Problem, by_id: Mapping[str, Row]) -> Problem:
 def _amount(rows: Sequence[Row]) -> Iterator[Problem]:
     ids = tuple(row.id for row in rows)
     if len(rows) < 2:
-        yield Problem("one-row", ids, f"{len(rows)} row{'s' * (len(rows) != 1)}; none could be held out for the proof")
+        yield Problem("one-row", ids, f"{several(len(rows), 'row')}; none could be held out for the proof")
         return
     answers = {row.completion.strip() for row in rows if row.completion.strip()}
     if len(answers) == 1:

@@ -15,6 +15,7 @@ from typing import Any
 
 from whit.data.problem import Problem
 from whit.data.rows import Row
+from whit.talk import several
 
 FEW = 20  # rows below which a count says nothing
 LABEL = 80  # characters of the longest label
@@ -167,7 +168,7 @@ def _spaces(answers: Answers) -> list[Problem]:
     ]
     if not ids:
         return []
-    count = f"{len(ids):,} row{'s' if len(ids) > 1 else ''}"
+    count = several(len(ids), "row")
     return [Problem("format-spaces", tuple(ids), f"{count} with spaces before or after the text: {listed(ids)}")]
 
 

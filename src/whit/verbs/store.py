@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from whit.errors import AdapterError, UsageError
 from whit.settings import StoreSettings
-from whit.talk import Talk, size
+from whit.talk import Talk, several, size
 from whit.verbs import common
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _remove(opened: Store, settings: StoreSettings) -> tuple[dict[str, Any], str
     if asked.label is not None:
         raise UsageError("whit store rm takes a name or a version (alice@3); take a label away with label --remove")
     gone = opened.remove(asked.name, by=_who(settings), version=asked.version)
-    return {"name": str(asked), "removed": gone}, f"{asked}: {gone} version{'s' if gone > 1 else ''} deleted"
+    return {"name": str(asked), "removed": gone}, f"{asked}: {several(gone, 'version')} deleted"
 
 
 def _export(opened: Store, settings: StoreSettings) -> tuple[dict[str, Any], str]:
