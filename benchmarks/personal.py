@@ -168,6 +168,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--targets", nargs="+", default=["*.layers.2[0-9].*"])
     parser.add_argument("--learn-basis", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--answers-only", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--validation", type=float, default=0.15, help="share of the rows that chooses the shrinkage")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=5e-2, help="of v; a learned basis has its own")
@@ -189,7 +191,8 @@ def main() -> None:
             instruction=options.instruction, kind=options.kind, learn_basis=options.learn_basis, rank=options.rank,
             targets=tuple(options.targets),
             numbers=options.numbers if options.kind == "tiny" else None, epochs=options.epochs, batch=options.batch,
-            learning_rate=options.rate, validation=0.15, seed=options.seed,
+            learning_rate=options.rate, validation=options.validation, seed=options.seed,
+            answers_only=options.answers_only,
         )  # fmt: skip
         about = train_personal(settings, talk=Talk()).to_json()
         rate = 60 * len(about["users"]) / about["seconds"]

@@ -55,6 +55,11 @@ class TrainSettings(DataColumns):
     learn_basis: bool = option(
         False, "--per: first learn the directions from everybody's rows: a few kB that all users' tiny adapters share."
     )
+    answers_only: bool = option(
+        False,
+        "--learn-basis: adapters act from a prompt's last token on; prompts are read by the bare base, once for all "
+        "users, in training and in serving.",
+    )
     kind: str | None = option(
         None,
         "Kind of adapter; by default xs, but lora for the small built-in bases and where rows have more than 20 "

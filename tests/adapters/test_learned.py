@@ -68,6 +68,18 @@ def test_a_file_gives_back_what_was_learned(base: Any, tmp_path: Path) -> None:
         LearnedBasis.load(tmp_path / "none")
 
 
+def test_a_file_says_whether_its_adapters_act_on_answers_alone(base: Any) -> None:
+    plain = some_basis(base)
+    only = replace(plain, answers_only=True)
+    assert len(only.to_bytes()) == len(plain.to_bytes()) and only.fingerprint != plain.fingerprint
+    assert LearnedBasis.from_bytes(only.to_bytes()).answers_only
+    assert not LearnedBasis.from_bytes(plain.to_bytes()).answers_only
+    other = bytearray(only.to_bytes()[:-4])
+    other[9] = 2
+    with pytest.raises(DamagedAdapter, match="header"):
+        LearnedBasis.from_bytes(bytes(other) + struct.pack("<I", zlib.crc32(other)))
+
+
 def test_an_adapter_moves_along_what_it_names(base: Any) -> None:
     basis = some_basis(base)
     adapter = along(base, basis)

@@ -65,6 +65,37 @@ def test_what_cannot_be_is_told(base: Any, ratings: Path, tmp_path: Path) -> Non
         train_personal(TrainSettings(data=ratings, per="customer", out=tmp_path / "none"))
 
 
+def test_adapters_that_act_on_answers_alone(base: Any, ratings: Path, tmp_path: Path) -> None:
+    """From training to the store, `run`, `eval` and the base they are refused on."""
+    from whit.adapters import learned
+    from whit.errors import AdapterError
+    from whit.settings import EvalSettings, ExportSettings, RunSettings
+    from whit.verbs.evaluate import evaluate
+    from whit.verbs.export import command as export
+    from whit.verbs.personal import command
+    from whit.verbs.run import run
+
+    wanted = replace(
+        settings(base, ratings, tmp_path / "out", learn_basis=True, answers_only=True),
+        kind="tiny", numbers=3, groups=1, rank=4, epochs=8.0,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="--learn-basis"):
+        command(replace(wanted, learn_basis=False))
+    about = train_personal(wanted).to_json()
+    found = learned.LearnedBasis.load(tmp_path / "out" / "basis.whit")
+    assert found.answers_only and about["basis"]["fingerprint"] == found.fingerprint
+    assert about["personal"] >= about["base"]
+    learned._known.clear()
+    where = f"{tmp_path / 'out' / 'adapters.db'}#{about['users'][0]['adapter']}"
+    said = run(RunSettings(adapter=where, prompt="card", dtype="float32", max_tokens=4)).answers
+    assert said == run(RunSettings(adapter=where, prompt="card", dtype="float32", max_tokens=4)).answers
+    result = evaluate(EvalSettings(adapter=where, data=ratings, dtype="float32", max_tokens=2, score="exact"))
+    assert result.result.rows == 72
+    for to in ("lora", "merged", "gguf-lora", "peft"):
+        with pytest.raises(AdapterError, match="learned" if to == "peft" else "answers alone"):
+            export(ExportSettings(adapter=where, out=tmp_path / to, to=to))
+
+
 def test_a_learned_basis_goes_wherever_the_adapters_go(base: Any, ratings: Path, tmp_path: Path) -> None:
     from whit.adapters import learned
     from whit.errors import AdapterError

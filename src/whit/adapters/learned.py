@@ -2,12 +2,13 @@
 
 Such an adapter moves each module by R = Σᵢ vᵢ Pᵢ, as every `tiny` one does, but P is shared property: some kilobytes in
 one file, known by its fingerprint, which stands in the adapters in the place of the plain basis's. It lies on top
-of a base's plain basis, whose fingerprint it names in turn. Without the file the adapters are refused.
+of a base's plain basis, whose fingerprint it names in turn. Without the file the adapters are refused. A basis may say
+that its adapters act on answers alone: from a prompt's last token on, behind a prompt that the bare base has read.
 
     offset size
       0     8   magic "whitbas1"
       8     1   rank r
-      9     1   0
+      9     1   1 where adapters act on answers alone, else 0
      10     2   groups
      12     4   u, the numbers of a group
      16     2   modules
@@ -56,7 +57,8 @@ _KEPT = 64
 class LearnedBasis:
     """P for the `tiny` adapters of one shape; `base` and `under` (the plain basis) are 16 hex characters.
 
-    P is float32, shape (modules, u, r, r), of values that bfloat16 can hold.
+    P is float32, shape (modules, u, r, r), of values that bfloat16 can hold. With `answers_only`, prompts are read by
+    the bare base but for their last token.
     """
 
     base: str
@@ -65,6 +67,7 @@ class LearnedBasis:
     groups: int
     targets: tuple[int, ...]
     P: NDArray[np.float32]
+    answers_only: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -76,18 +79,19 @@ class LearnedBasis:
         return str(cached)
 
     @classmethod
-    def of(cls, spec: VectorSpec, basis: Basis, P: NDArray[np.float32]) -> LearnedBasis:
+    def of(cls, spec: VectorSpec, basis: Basis, P: NDArray[np.float32], *, answers_only: bool = False) -> LearnedBasis:
         """P for adapters of this shape on a plain basis; rounded to bfloat16, as it is stored."""
         if spec.kind != "tiny":
             raise UsageError("a learned basis is for tiny adapters; name their size with --numbers")
         rounded = compact.round_to(np.ascontiguousarray(P, dtype=np.float32).ravel(), "bfloat16").reshape(P.shape)
-        return cls(basis.base_fingerprint[:16], basis.fingerprint[:16], spec.rank, spec.groups, spec.targets, rounded)
+        under = basis.base_fingerprint[:16], basis.fingerprint[:16]
+        return cls(*under, spec.rank, spec.groups, spec.targets, rounded, answers_only)
 
     def to_bytes(self) -> bytes:
         """The file."""
         header = _HEADER.pack(
-            MAGIC, self.rank, 0, self.groups, self.P.shape[1], len(self.targets), bytes.fromhex(self.base),
-            bytes.fromhex(self.under),
+            MAGIC, self.rank, int(self.answers_only), self.groups, self.P.shape[1], len(self.targets),
+            bytes.fromhex(self.base), bytes.fromhex(self.under),
         )  # fmt: skip
         bits = (self.P.ravel().view(np.uint32) >> 16).astype("<u2")
         body = header + np.array(self.targets, "<u2").tobytes() + bits.tobytes()
@@ -98,9 +102,9 @@ class LearnedBasis:
         """Read a file. Raises `DamagedAdapter`, with the reason."""
         if not _HEADER.size + 4 <= len(content) <= MAX_BYTES or not content.startswith(MAGIC):
             raise DamagedAdapter("this is no learned basis of whit")
-        _, rank, zero, groups, u, modules, base, under = _HEADER.unpack_from(content)
+        _, rank, answers, groups, u, modules, base, under = _HEADER.unpack_from(content)
         start = _HEADER.size + 2 * modules
-        if len(content) != start + 2 * modules * u * rank * rank + 4 or zero:
+        if len(content) != start + 2 * modules * u * rank * rank + 4 or answers > 1:
             raise DamagedAdapter(f"the learned basis has {len(content)} bytes, not what its header calls for")
         if struct.unpack_from("<I", content, len(content) - 4)[0] != zlib.crc32(content[:-4]):
             raise DamagedAdapter("the learned basis's checksum is wrong: it was damaged on its way; fetch it again")
@@ -113,7 +117,7 @@ class LearnedBasis:
         P = bits.view(np.float32).reshape(modules, u, rank, rank)
         if not np.isfinite(P).all():
             raise DamagedAdapter("the learned basis holds NaN or infinite numbers")
-        return cls(base.hex(), under.hex(), rank, groups, targets, P)
+        return cls(base.hex(), under.hex(), rank, groups, targets, P, bool(answers))
 
     @classmethod
     def load(cls, path: str | Path) -> LearnedBasis:

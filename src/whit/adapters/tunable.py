@@ -33,7 +33,16 @@ if TYPE_CHECKING:
 
 
 class Bound(ABC):
-    """An adapter in its place in a model."""
+    """An adapter in its place in a model.
+
+    Where `answers_only` is True, it is meant for a prompt's last token and the answer, behind a prompt that was read
+    while it was not active.
+    """
+
+    @property
+    def answers_only(self) -> bool:
+        """Whether prompts are read by the bare base but for their last token."""
+        return False
 
     @property
     @abstractmethod
@@ -119,6 +128,11 @@ class BoundBasis(BoundVector):
         learned = basis.learned.projections(spec) if basis.learned is not None else None
         self.expansion = Expansion(spec, device=str(device), projection=learned)
         self.slots = Slots(base.model, basis, spec.targets)
+
+    @property
+    def answers_only(self) -> bool:
+        """Whether the basis says so."""
+        return self.basis.learned is not None and self.basis.learned.answers_only
 
     def using(self, v: torch.Tensor) -> contextlib.AbstractContextManager[None]:
         """A block in which v, (numbers,) or (rows, numbers), is applied."""

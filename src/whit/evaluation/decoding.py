@@ -2,7 +2,8 @@
 
 Rows of like length share a batch; a prefix that all prompts share (system turn, instruction, few-shot
 examples) is computed once; the key-value cache is allocated once a batch, and rows that are done leave it.
-Greedy by default, so that the same rows give the same answers. Knows nothing of what answers mean.
+An adapter that acts on answers alone is applied from a prompt's last token on. Greedy by default, so that the same rows
+give the same answers. Knows nothing of what answers mean.
 """
 
 from __future__ import annotations
@@ -144,6 +145,7 @@ class Decoder:
     def __init__(self, base: Base, bound: Bound | None = None, *, vectors: torch.Tensor | None = None) -> None:
         self.base, self.bound, self.model = base, bound, base.model
         self.vectors = None if vectors is None else vectors.to(base.model.device)
+        self._bare = bound is not None and bound.answers_only  # how prompts are read
         self._decoder = decoder_of(base.model)
         self._head: nn.Module = base.model.get_output_embeddings()
         config = base.model.config
@@ -192,7 +194,7 @@ class Decoder:
 
     def _prefix(self, prompts: Sequence[Sequence[int]]) -> tuple[list[int], RowCache | None]:
         """The tokens that all prompts begin with, and their cache; none where it would not pay."""
-        if len(prompts) < 2 or self.vectors is not None:
+        if len(prompts) < 2 or (self.vectors is not None and not self._bare):
             return [], None
         first, last = min(map(list, prompts)), max(map(list, prompts))
         same = 0
@@ -202,9 +204,26 @@ class Decoder:
             return [], None
         prefix = list(first[:same])
         cache = RowCache(self._layers, same)
-        with self._adapter([0]):
+        with self._reading([0]):
             self._forward(torch.tensor([prefix], device=self.model.device), cache, 0)
         return prefix, cache
+
+    def logits(self, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+        """What is expected at each token of an answer, (tokens, vocabulary), float32."""
+        device = self.model.device
+        cache = RowCache(self._layers, len(prompt) + len(answer))
+        with torch.inference_mode():
+            if len(prompt) > 1:
+                with self._reading([0]):
+                    self._forward(torch.tensor([prompt[:-1]], device=device), cache, 0)
+            with self._adapter([0]):
+                rest = torch.tensor([[prompt[-1], *answer[:-1]]], device=device)
+                found: torch.Tensor = self._head(self._forward(rest, cache, len(prompt) - 1)[0]).float()
+        return found
+
+    def _reading(self, places: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+        """What is active while prompts are read."""
+        return contextlib.nullcontext() if self._bare else self._adapter(places)
 
     @contextlib.contextmanager
     def _adapter(self, places: Sequence[int]) -> Iterator[None]:
@@ -240,11 +259,15 @@ class Decoder:
             _Inverse(sampling, places, most, device) if sampling.inverse else _Draw(sampling, places, device)
         )
         live = list(range(len(rows)))
-        with self._adapter(places):
+        with self._reading(places):
             # Rows are padded on the right: causal attention never looks there, and decoding writes over it.
             hidden = self._forward(tokens, cache, start)
         hidden = hidden[torch.arange(len(rows), device=device), lengths - 1]
         at = lengths + start
+        if self._bare:
+            with self._adapter(places):  # the last tokens anew
+                last = torch.tensor([[row[-1]] for row in rows], device=device)
+                hidden = self._forward(last, cache, at - 1)[:, 0]
         for step in range(most):
             chosen = draw(self._head(hidden).float(), live)
             going = []

@@ -39,7 +39,8 @@ class Served:
     """An adapter ready to be applied.
 
     `R` has shape (modules, r, r), float32, over all modules of the basis of that rank; or `A[name]` (r, in) and
-    `B[name]` (out, r), with the scale already in B, in the base's number type.
+    `B[name]` (out, r), with the scale already in B, in the base's number type. With `answers_only` prompts are read by
+    the bare base but for their last token.
     """
 
     digest: bytes
@@ -47,6 +48,7 @@ class Served:
     R: torch.Tensor | None = None
     A: Mapping[str, torch.Tensor] | None = None
     B: Mapping[str, torch.Tensor] | None = None
+    answers_only: bool = False
 
     @property
     def size(self) -> int:
@@ -124,7 +126,8 @@ class Pool:
         R = torch.zeros(len(basis.targets), spec.rank, spec.rank)
         expansion = self._expansion(spec, basis.learned)
         R[[place[index] for index in spec.targets]] = expansion(torch.from_numpy(adapter.vector))
-        return Served(digest, spec.rank, R=R.to(self.base.model.device))
+        answers_only = basis.learned is not None and basis.learned.answers_only
+        return Served(digest, spec.rank, R=R.to(self.base.model.device), answers_only=answers_only)
 
     def _expansion(self, spec: VectorSpec, learned: LearnedBasis | None) -> Expansion:
         key = spec, learned.fingerprint if learned is not None else ""

@@ -2,7 +2,8 @@
 
 A small scheduler over the slots of one preallocated key-value cache. Each `step` admits waiting requests (fairly
 between tenants), computes a bounded part of the prompts that are not read yet, and one token for every row that is.
-Prompts that begin alike are read once (see `prefix.py`). The answer of a row does not depend on the rows beside it.
+Prompts that begin alike are read once (see `prefix.py`), and by the bare base for all adapters that act on answers
+alone, whose rows answer from their last prompt token on. The answer of a row does not depend on the rows beside it.
 `Scheduler` runs in the thread that calls it; `Worker` gives it one. `Backend` is what a server needs, so that
 another engine can take the scheduler's place. Knows nothing of text, names or HTTP.
 """
@@ -103,7 +104,7 @@ class Backend(Protocol):
 
 
 class _Row:
-    """A request in its slot: `done` tokens of it are in the cache."""
+    """A request in its slot: `done` tokens of it are in the cache; while `reading`, of `prompt` tokens to be read."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -111,11 +112,10 @@ class _Row:
         self.done = 0
         self.answered = 0
         self.draw = Drawer(request.sampling)
-
-    @property
-    def reading(self) -> bool:
-        """Whether some of the prompt is still to be read."""
-        return self.answered == 0
+        # What an adapter does not act on is read first; the last token is then taken as those of an answer are.
+        self.bare = request.adapter is not None and request.adapter.answers_only
+        self.prompt = len(self.tokens) - (1 if self.bare else 0)
+        self.reading = True
 
 
 class Scheduler:
@@ -246,7 +246,7 @@ class Scheduler:
             row, place = _Row(request), len(self._live)
             self._live.append(row)
             try:
-                self.model.put(place, request.adapter)
+                self.model.put(place, None if row.bare else request.adapter)
                 row.done = self.prefixes.fetch(_content(request), row.tokens, self.model, place)
             except Exception:
                 self._live.pop()
@@ -254,6 +254,8 @@ class Scheduler:
                 raise
             request.reused = row.done
             self._load.reused_tokens += row.done
+            if row.bare and row.done == row.prompt:
+                self._read(row)
 
     def _read_prompts(self) -> None:
         answering = sum(not row.reading for row in self._live)
@@ -263,7 +265,7 @@ class Scheduler:
         # As many rows as share the step's tokens; a long prompt takes several steps.
         left, parts = self.prefill, list[int]()
         for row in reading:
-            part = min(len(row.tokens) - row.done, left)
+            part = min(row.prompt - row.done, left)
             if part <= 0:
                 break
             # Rows of very unlike lengths would be mostly padding beside each other.
@@ -278,15 +280,21 @@ class Scheduler:
         for at, (row, part) in enumerate(zip(some, parts, strict=True)):
             row.done += part
             self._load.prompt_tokens += part
-            if row.done == len(row.tokens):
+            if row.done == row.prompt:
                 finished.append((row, hidden[at, part - 1]))
         for row, _ in finished:
-            place = self._live.index(row)
-            self.prefixes.keep(_content(row.request), row.tokens, self.model, place)
-            self._swap(place, answering)
-            answering += 1
-        if finished:
-            self._choose([row for row, _ in finished], torch.stack([state for _, state in finished]))
+            self.prefixes.keep(_content(row.request), row.tokens[: row.prompt], self.model, self._live.index(row))
+            self._read(row)
+        if whole := [(row, state) for row, state in finished if not row.bare]:
+            self._choose([row for row, _ in whole], torch.stack([state for _, state in whole]))
+
+    def _read(self, row: _Row) -> None:
+        """A row's prompt was read: it joins those that answer, and its adapter acts from here on."""
+        place, answering = self._live.index(row), sum(not each.reading for each in self._live)
+        row.reading = False
+        if row.bare:
+            self.model.put(place, row.request.adapter)
+        self._swap(place, answering)
 
     def _answer(self) -> None:
         # A row whose prompt was read in this step has its first token already; it goes on with the others.
@@ -390,7 +398,8 @@ def choose(logits: torch.Tensor, draws: Sequence[Drawer]) -> list[Choice]:
 
 
 def _content(request: Request) -> bytes:
-    return request.adapter.digest if request.adapter is not None else b""
+    """What computed the keys and values of a prompt."""
+    return b"" if request.adapter is None or request.adapter.answers_only else request.adapter.digest
 
 
 def _reason(request: Request, now: float) -> str | None:

@@ -8,7 +8,8 @@ user with few rows stays near the shared vector, one with none has it.
 Optionally the directions come first: P, drawn at random otherwise, is trained on everybody's rows together with a
 vector for each user, then rounded as it is stored and held. The two phases above then begin at the mean of these
 vectors and at what each user's differs from it. Adapters of upper layers alone cost as much as those layers (see
-`upper.py`). Knows nothing of splits, verdicts or files.
+`upper.py`), and those that act on answers alone as much as the answers (see `answering.py`). Knows nothing of splits,
+verdicts or files.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from whit.adapters.tunable import BoundBasis, BoundVector
 from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import TrainingError
+from whit.training.answering import AnswerPasses
 from whit.training.batching import named, order, steps_in
 from whit.training.optimizers import schedule
 from whit.training.upper import Passes, lowest_layer
@@ -39,7 +41,8 @@ _BETAS, _EPSILON, _CLIP = (0.9, 0.99), 1e-8, 1.0
 class PersonalPlan:
     """How a run proceeds: passes over the rows for the shared vector and for the users', rows a step, peak rates.
 
-    `basis_epochs` above 0 are passes in which P is learned first, at `basis_rate`.
+    `basis_epochs` above 0 are passes in which P is learned first, at `basis_rate`; with `answers_only`, for adapters
+    that act on answers alone.
     """
 
     basis_epochs: float = 0.0
@@ -51,6 +54,7 @@ class PersonalPlan:
     personal_rate: float = 1e-2
     warmup: float = 0.1
     seed: int = 0
+    answers_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def train_personal(
     shared = torch.zeros(1, bound.numbers, device=device)
     own = torch.zeros(len(names), bound.numbers, device=device)
     learned, zeroth = None, 0
-    passes = Passes(base, rows, first=lowest_layer(bound))
+    passes = _passes(base, bound, rows, plan, learn=True)
     if plan.basis_epochs > 0:
         if not isinstance(bound, BoundBasis):
             raise TrainingError("only tiny adapters move along a basis that can be learned")
@@ -122,7 +126,7 @@ def train_personal(
     if learned is not None:
         own -= shared
     second = _descend(bound, passes, whose, own, shared, plan.epochs, plan.personal_rate, plan, "personal", tell)
-    check = Passes(base, validation, first=lowest_layer(bound))
+    check = _passes(base, bound, validation, plan)
     counts = tuple(int(count) for count in torch.bincount(whose, minlength=len(names)))
     losses: dict[float, float] = {}
     for k in SHRINKAGES:
@@ -141,7 +145,17 @@ def train_personal(
     )  # fmt: skip
 
 
-def mean_loss(bound: BoundVector, passes: Passes, vectors: torch.Tensor, batch: int) -> float:
+def _passes(
+    base: Base, bound: BoundVector, rows: Sequence[Encoded], plan: PersonalPlan, *, learn: bool = False
+) -> Passes | AnswerPasses:
+    if not plan.answers_only:
+        return Passes(base, rows, first=lowest_layer(bound))
+    if plan.basis_epochs <= 0 or not isinstance(bound, BoundBasis):
+        raise TrainingError("a basis says that its adapters act on answers alone, so one must be learned")
+    return AnswerPasses(base, bound, rows, first=lowest_layer(bound), candidates=learn)
+
+
+def mean_loss(bound: BoundVector, passes: Passes | AnswerPasses, vectors: torch.Tensor, batch: int) -> float:
     """Mean cross-entropy of an answer's token, in nats; row i with `vectors[i]`."""
     total, count = 0.0, 0
     with torch.inference_mode():
@@ -155,7 +169,7 @@ def mean_loss(bound: BoundVector, passes: Passes, vectors: torch.Tensor, batch: 
 
 def _learn_basis(
     bound: BoundBasis,
-    passes: Passes,
+    passes: Passes | AnswerPasses,
     whose: torch.Tensor,
     table: torch.Tensor,
     plan: PersonalPlan,
@@ -180,7 +194,8 @@ def _learn_basis(
         steps = _descend(
             bound, passes, whose, table, None, plan.basis_epochs, plan.personal_rate, plan, "basis", tell, also=also
         )
-        learned = LearnedBasis.of(bound.spec, bound.basis, P.detach().cpu().numpy())
+        values = P.detach().cpu().numpy()
+        learned = LearnedBasis.of(bound.spec, bound.basis, values, answers_only=plan.answers_only)
     except BaseException:
         bound.expansion.projection = drawn
         raise
@@ -191,7 +206,7 @@ def _learn_basis(
 
 def _descend(
     bound: BoundVector,
-    passes: Passes,
+    passes: Passes | AnswerPasses,
     whose: torch.Tensor | None,
     table: torch.Tensor,
     under: torch.Tensor | None,

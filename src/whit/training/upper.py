@@ -29,7 +29,7 @@ from whit.training.batching import Batch, collate, pack
 from whit.training.sft import cross_entropy, loss_of, packed_limit, unshared
 
 MOST_BYTES = 1 << 30  # of hidden states that are kept; and a quarter of the memory that is free at most
-_ALIKE = ("llama", "mistral")  # kinds of base of which a part of the layers is a base of its own
+ALIKE = ("llama", "mistral")  # kinds of base of which a part of the layers is a base of its own
 _ROWS = 16  # are read together
 _SAME = 4  # rows that have the same prompt, and more, are read by themselves
 
@@ -53,7 +53,7 @@ class Passes:
     def _may_be_kept(self) -> bool:
         base, config = self.base, self.base.model.config
         size = sum(self.lengths) * int(config.hidden_size) * next(base.model.parameters()).element_size()
-        alike = config.model_type in _ALIKE and window_of(config) is None
+        alike = config.model_type in ALIKE and window_of(config) is None
         free = available_bytes(base.model.device.type)
         most = MOST_BYTES if free is None else min(MOST_BYTES, free // 4)
         return alike and size <= most

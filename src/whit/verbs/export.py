@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from whit.errors import AdapterError, UsageError
 from whit.settings import ExportSettings
 from whit.talk import Talk
-from whit.verbs.common import CONTRACT
+from whit.verbs.common import CONTRACT, in_store, open_specialist
 
 if TYPE_CHECKING:
     import torch
@@ -237,8 +237,10 @@ def _remove(target: Path) -> None:
 
 
 def command(settings: ExportSettings, *, talk: Talk | None = None) -> ExportResult:
-    """`export` with the command line's settings."""
-    return export(
-        settings.adapter, settings.to, settings.out,
-        check=settings.check, base=settings.base, number_type=settings.number_type,
-    )  # fmt: skip
+    """`export` with the command line's settings; a store's adapter is looked up."""
+    adapter: str | Adapter = settings.adapter
+    base = settings.base
+    if in_store(settings.adapter):
+        special = open_specialist(settings.adapter)
+        adapter, base = special.adapter, special.base_name(base)
+    return export(adapter, settings.to, settings.out, check=settings.check, base=base, number_type=settings.number_type)

@@ -35,7 +35,19 @@ VARIED = (
     "batch", "accumulate", "learning_rate", "warmup", "optimizer", "evaluations", "patience", "seeds", "max_tokens",
     "dtype", "quantize", "checkpointing",
 )  # fmt: skip
-_SWEEPS_OWN = ("out", "resume", "ray", "stop", "processes", "fsdp", "threads", "per", "learn_basis", "reward")
+_SWEEPS_OWN = (
+    "out",
+    "resume",
+    "ray",
+    "stop",
+    "processes",
+    "fsdp",
+    "threads",
+    "per",
+    "learn_basis",
+    "answers_only",
+    "reward",
+)
 _TABLES = ("data", "train", "grid", "variant")
 MOST = 1000
 _LARGEST = 1 << 20

@@ -37,6 +37,7 @@ _SHAPE = (
 NEEDS: dict[type, tuple[Need, ...]] = {
     TrainSettings: (
         Need(("learn_basis",), "--per", lambda settings: bool(settings.per)),
+        Need(("answers_only",), "--learn-basis", lambda settings: bool(settings.learn_basis)),
         Need(
             ("format_weight", "reward_seconds", "samples", "updates", "kl", "population", "sigma", "warm_start"),
             "--reward",

@@ -136,6 +136,7 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
     from whit.adapters.vector import tiny_spec, xs_spec
     from whit.evaluation.proof import Examiner, longest_answer
     from whit.evaluation.scoring import make_scorer
+    from whit.training.answering import require_alike
     from whit.training.memory import require_memory
     from whit.training.personal import PersonalPlan
     from whit.training.personal import train_personal as train
@@ -152,6 +153,8 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
         if settings.kind == "xs"
         else tiny_spec(indices, settings.numbers or 13, rank=rank, groups=settings.groups)
     )
+    if settings.answers_only:
+        require_alike(base)
     bound = tune_vector(base, spec, number_type=settings.number_type)
     try:
         began = [0.0]
@@ -166,10 +169,11 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
         rate = settings.learning_rate or 1e-2
         # Where directions were learned, the shared vector begins at the mean of the users' that found them.
         shared_epochs = epochs / 4 if settings.learn_basis else epochs
+        own_epochs = epochs / 2 if settings.answers_only else epochs
         plan = PersonalPlan(
-            basis_epochs=epochs if settings.learn_basis else 0.0, shared_epochs=shared_epochs, epochs=epochs,
+            basis_epochs=epochs if settings.learn_basis else 0.0, shared_epochs=shared_epochs, epochs=own_epochs,
             batch=settings.batch or 4, learning_rate=rate, personal_rate=rate, warmup=settings.warmup,
-            seed=settings.seed,
+            seed=settings.seed, answers_only=settings.answers_only,
         )  # fmt: skip
         encoded = examiner.encode(rows, learn=True)
         needed = require_memory(

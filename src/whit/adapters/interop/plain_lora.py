@@ -44,6 +44,11 @@ def as_lora(adapter: Adapter, base: Base, basis: Basis | None = None) -> LoraWei
     spec = adapter.spec
     basis = basis or named_by(adapter.basis, basis_of(base, spec.rank))
     adapter.check_fits(base, basis)
+    if basis.learned is not None and basis.learned.answers_only:
+        raise AdapterError(
+            "this adapter acts on answers alone, behind a prompt that the bare base has read; a LoRA would act on the "
+            "prompt too. Run or serve it with whit, or train without --answers-only"
+        )
     learned = basis.learned.projections(spec) if basis.learned is not None else None
     R = Expansion(spec, projection=learned)(torch.from_numpy(adapter.vector))
     A, B = {}, {}

@@ -219,15 +219,14 @@ class WhitModel:
         return End("stop" if ended else "length", len(ids), len(found), mean, least)
 
     def _probability(self, bound: Any, prompt: list[int], answer: list[int]) -> tuple[float | None, float | None]:
-        import contextlib
-
         import torch
+
+        from whit.evaluation.decoding import Decoder
 
         if not answer:
             return None, None
-        with torch.inference_mode(), bound.active() if bound else contextlib.nullcontext():
-            logits = self._base.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float()
-        logs = torch.log_softmax(logits, -1).gather(1, torch.tensor(answer)[:, None])
+        logs = torch.log_softmax(Decoder(self._base, bound).logits(prompt, answer), -1)
+        logs = logs.gather(1, torch.tensor(answer, device=logs.device)[:, None])
         return math.exp(float(logs.mean())), math.exp(float(logs.min()))
 
     def _specialist(self, name: str) -> tuple[Any, str | None]:
