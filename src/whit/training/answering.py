@@ -30,7 +30,8 @@ from whit.training.sft import cross_entropy
 from whit.training.upper import ALIKE, MOST_BYTES
 
 _PROMPTS, _ROWS = 32, 64  # are read together
-_PROPOSED, _ASKED = 20, 640  # tokens that the base proposes at each place of an answer, and rows that it is asked about
+PROPOSED = 20  # tokens at each place of an answer are candidates
+_ASKED = 640  # rows that the base is asked about
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of some layers, each (rows, heads, tokens, dim)
 
@@ -52,12 +53,21 @@ class _Read:
 class AnswerPasses:
     """`rows` by what is read of them once; `losses` computes their answers, each with an adapter of its own.
 
-    With `candidates` the losses are over the tokens that an answer has or the base proposes, which are all that matter
-    while an adapter is small: the head is half of the work otherwise. Raises `UsageError` for a base that is not of
-    Llama's kind.
+    `proposed` tokens of the base's at each place of an answer, and those of all answers, are the candidates that losses
+    are over: no others matter while an adapter is small, and the head is half of the work otherwise. With None they are
+    over the vocabulary, and with another's passes over its candidates too. Raises `UsageError` for a base that is not
+    of Llama's kind.
     """
 
-    def __init__(self, base: Base, bound: BoundBasis, rows: Sequence[Encoded], *, first: int, candidates: bool) -> None:
+    def __init__(
+        self,
+        base: Base,
+        bound: BoundBasis,
+        rows: Sequence[Encoded],
+        *,
+        first: int,
+        proposed: int | AnswerPasses | None = None,
+    ) -> None:
         require_alike(base)
         self.base, self.bound, self.rows = base, bound, rows
         self._decoder: Any = decoder_of(base.model)
@@ -76,8 +86,10 @@ class AnswerPasses:
         with torch.no_grad(), bound.slots.using(None):
             self._begun = self._pass(torch.tensor([self._prefix]), None, range(self._last))[1] if self._prefix else None
             self._kept = self._keep(first) if self._fits(first) else None
-            if candidates:
-                self._narrow()
+            if isinstance(proposed, AnswerPasses):
+                self._candidates = self._with(proposed._candidates)
+            elif proposed is not None:
+                self._candidates = self._with(self._proposed(proposed))
 
     def losses(self, places: Sequence[int], *, shared: bool = False) -> tuple[torch.Tensor, Batch]:
         """The cross-entropy of each wanted token of some rows, (targets,), with what is bound; and their batch.
@@ -128,14 +140,22 @@ class AnswerPasses:
                     states[row] = below[place, : self.lengths[row]].clone()
         return _Read(first, pairs, lengths), states
 
-    def _narrow(self) -> None:
-        """Choose the candidates: ids of tokens, ascending."""
-        found = {token for row in self.rows for token in row.completion_ids}
+    def _with(self, candidates: torch.Tensor | None) -> torch.Tensor | None:
+        """Ids of tokens, ascending: these, and those of the answers."""
+        if candidates is None:
+            return None
+        found = {token for row in self.rows for token in row.completion_ids} | set(candidates.tolist())
+        return torch.tensor(sorted(found), device=self.base.model.device)
+
+    def _proposed(self, count: int) -> torch.Tensor:
+        """What the base proposes where answers are: so many tokens at each place of some rows' answers."""
+        found: list[torch.Tensor] = []
         spread = range(0, len(self.rows), max(1, len(self.rows) // _ASKED))
         for at in range(0, len(spread), _ROWS):
             logits = self._head(self._wanted(spread[at : at + _ROWS]))
-            found |= set(logits.topk(min(_PROPOSED, logits.shape[-1])).indices.flatten().tolist())
-        self._candidates = torch.tensor(sorted(found), device=self.base.model.device)
+            found.append(logits.topk(min(count, logits.shape[-1])).indices.flatten())
+        together: torch.Tensor = torch.cat(found).unique()
+        return together
 
     # -- passes
 

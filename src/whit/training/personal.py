@@ -28,7 +28,7 @@ from whit.adapters.tunable import BoundBasis, BoundVector
 from whit.bases import Base
 from whit.data.templates import Encoded
 from whit.errors import TrainingError
-from whit.training.answering import AnswerPasses
+from whit.training.answering import PROPOSED, AnswerPasses
 from whit.training.batching import named, order, steps_in
 from whit.training.optimizers import schedule
 from whit.training.upper import Passes, lowest_layer
@@ -116,7 +116,7 @@ def train_personal(
     shared = torch.zeros(1, bound.numbers, device=device)
     own = torch.zeros(len(names), bound.numbers, device=device)
     learned, zeroth = None, 0
-    passes = _passes(base, bound, rows, plan, learn=True)
+    passes = _passes(base, bound, rows, plan)
     if plan.basis_epochs > 0:
         if not isinstance(bound, BoundBasis):
             raise TrainingError("only tiny adapters move along a basis that can be learned")
@@ -126,7 +126,7 @@ def train_personal(
     if learned is not None:
         own -= shared
     second = _descend(bound, passes, whose, own, shared, plan.epochs, plan.personal_rate, plan, "personal", tell)
-    check = _passes(base, bound, validation, plan)
+    check = _passes(base, bound, validation, plan, beside=passes)
     counts = tuple(int(count) for count in torch.bincount(whose, minlength=len(names)))
     losses: dict[float, float] = {}
     for k in SHRINKAGES:
@@ -146,13 +146,19 @@ def train_personal(
 
 
 def _passes(
-    base: Base, bound: BoundVector, rows: Sequence[Encoded], plan: PersonalPlan, *, learn: bool = False
+    base: Base,
+    bound: BoundVector,
+    rows: Sequence[Encoded],
+    plan: PersonalPlan,
+    *,
+    beside: Passes | AnswerPasses | None = None,
 ) -> Passes | AnswerPasses:
     if not plan.answers_only:
         return Passes(base, rows, first=lowest_layer(bound))
     if plan.basis_epochs <= 0 or not isinstance(bound, BoundBasis):
         raise TrainingError("a basis says that its adapters act on answers alone, so one must be learned")
-    return AnswerPasses(base, bound, rows, first=lowest_layer(bound), candidates=learn)
+    proposed = beside if isinstance(beside, AnswerPasses) else PROPOSED
+    return AnswerPasses(base, bound, rows, first=lowest_layer(bound), proposed=proposed)
 
 
 def mean_loss(bound: BoundVector, passes: Passes | AnswerPasses, vectors: torch.Tensor, batch: int) -> float:

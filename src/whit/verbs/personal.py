@@ -167,9 +167,10 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
 
         epochs = settings.epochs or 3.0
         rate = settings.learning_rate or 1e-2
-        # Where directions were learned, the shared vector begins at the mean of the users' that found them.
-        shared_epochs = epochs / 4 if settings.learn_basis else epochs
-        own_epochs = epochs / 2 if settings.answers_only else epochs
+        # Where directions were learned, the shared vector begins at the mean of the users' that found them, and each
+        # user at their own; by measurement (docs/personal.md) nearly all passes are best spent on finding them.
+        shared_epochs = epochs / (20 if settings.answers_only else 4) if settings.learn_basis else epochs
+        own_epochs = epochs / 10 if settings.answers_only else epochs
         plan = PersonalPlan(
             basis_epochs=epochs if settings.learn_basis else 0.0, shared_epochs=shared_epochs, epochs=own_epochs,
             batch=settings.batch or 4, learning_rate=rate, personal_rate=rate, warmup=settings.warmup,
