@@ -109,6 +109,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [json.loads(line) for line in (ROOT / "examples" / name).read_text("utf-8").splitlines()[:60]]
         lines = [json.dumps({**row, "customer": f"customer-{at // 3}"}) for at, row in enumerate(rows)]
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    inbox = [json.dumps({"prompt": f"parcel {at} has not come, who can tell me more?"}) for at in range(6)]
+    (folder / "inbox.jsonl").write_text("\n".join(inbox) + "\n", encoding="utf-8")
     (folder / "whit.toml").write_text(
         f"[train]\nbase = '{base}'\nepochs = 0.2\nevaluations = 1\nvalidation-rows = 4\nmax-tokens = 3\nlimit = 60\n"
         "shots = [1]\ntest = 0.1\n[eval]\nlimit = 6\n[run]\nmax-tokens = 3\n"

@@ -51,6 +51,11 @@ class TrainSettings(DataColumns):
     )
     out: Path | None = option(None, "Folder for the adapter, its card and the report (default: the data's name).")
     instruction: str | None = option(None, "What the base is told before every row.")
+    teacher: Path | None = option(
+        None,
+        "Another adapter of the base, a LoRA say: learn what it expects, not the answers alone; so it is made smaller.",
+    )
+    unlabelled: Path | None = option(None, "--teacher: rows without answers to learn from too; the teacher gives them.")
     per: str | None = option(None, "Train a vector for each value of this column (a user, say), all in one run.")
     learn_basis: bool = option(
         False, "--per: first learn the directions from everybody's rows: a few kB that all users' tiny adapters share."

@@ -115,8 +115,10 @@ def test_candidates_are_what_answers_have_and_the_base_proposes(
     whole = logits(base, bound, rows[3].prompt_ids, rows[3].completion_ids, v[0].detach())
     wanted = torch.searchsorted(some, torch.tensor(rows[3].completion_ids))
     assert torch.allclose(losses, cross_entropy(whole[:, some], wanted, reduction="none"), atol=1e-4)
-    beside = AnswerPasses(base, bound, rows[:2], first=FIRST, proposed=passes)
-    assert beside._candidates is not None and beside._candidates.tolist() == some.tolist()
+    part = passes.part(range(2, 5))
+    with bound.rows(v):
+        alone, batch = part.losses([1])
+    assert torch.equal(alone, losses) and batch.rows == ("3",) and part.lengths == passes.lengths[2:]
 
 
 def test_a_prompt_is_read_once_for_all_who_answered_it(base: Any, bound: BoundBasis, rows: list[Encoded]) -> None:

@@ -95,6 +95,13 @@ def callouts(report: Report, against: Mapping[str, Comparison]) -> list[str]:
                 f"{system.name} scores {points(other.base)}, and the adapter is not shown to be better than "
                 "that. It is smaller and faster than any language model."
             )
+        elif system.role == "teacher":
+            less = f"is below its teacher by {points(-other.difference)} points"
+            equal = f"is not shown to be worse than its teacher ({points(other.difference)} points)"
+            said.append(
+                f"The adapter {less if other.verdict is Verdict.HARMED else equal}; that has {system.note}, "
+                f"the adapter {report.card.numbers:,}."
+            )
         elif system.role == "constant" and other.verdict is not Verdict.HELPED:
             said.append(
                 f"{system.name.capitalize()} scores {points(other.base)}, and the adapter is not shown to be better "

@@ -24,7 +24,7 @@ from whit.files import atomic_write
 if TYPE_CHECKING:
     from whit.data.rows import Row
 
-ROLES = ("base", "few-shot", "null", "small", "constant", "adapter")
+ROLES = ("base", "few-shot", "null", "small", "constant", "teacher", "adapter")
 
 _EXAMPLES = 6  # of wins, of losses and of rows that are still wrong
 _LONGEST_PROMPT, _LONGEST_ANSWER = 420, 240

@@ -9,6 +9,7 @@ beyond it, prompts are read anew at each pass. Knows nothing of what moves the n
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,8 +56,7 @@ class AnswerPasses:
 
     `proposed` tokens of the base's at each place of an answer, and those of all answers, are the candidates that losses
     are over: no others matter while an adapter is small, and the head is half of the work otherwise. With None they are
-    over the vocabulary, and with another's passes over its candidates too. Raises `UsageError` for a base that is not
-    of Llama's kind.
+    over the vocabulary. Raises `UsageError` for a base that is not of Llama's kind.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AnswerPasses:
         rows: Sequence[Encoded],
         *,
         first: int,
-        proposed: int | AnswerPasses | None = None,
+        proposed: int | None = None,
     ) -> None:
         require_alike(base)
         self.base, self.bound, self.rows = base, bound, rows
@@ -86,10 +86,18 @@ class AnswerPasses:
         with torch.no_grad(), bound.slots.using(None):
             self._begun = self._pass(torch.tensor([self._prefix]), None, range(self._last))[1] if self._prefix else None
             self._kept = self._keep(first) if self._fits(first) else None
-            if isinstance(proposed, AnswerPasses):
-                self._candidates = self._with(proposed._candidates)
-            elif proposed is not None:
-                self._candidates = self._with(self._proposed(proposed))
+            if proposed is not None:
+                self._candidates = self._proposed(proposed)
+
+    def part(self, places: range) -> AnswerPasses:
+        """The same for some of the rows, of which nothing is read again."""
+        some = copy.copy(self)
+        some.rows, some.lengths = [self.rows[at] for at in places], [self.lengths[at] for at in places]
+        some._own = [self._own[at] for at in places]
+        some._item = self._item[list(places)]
+        if self._kept is not None:
+            some._kept = self._kept[0], [self._kept[1][at] for at in places]
+        return some
 
     def losses(self, places: Sequence[int], *, shared: bool = False) -> tuple[torch.Tensor, Batch]:
         """The cross-entropy of each wanted token of some rows, (targets,), with what is bound; and their batch.
@@ -140,16 +148,10 @@ class AnswerPasses:
                     states[row] = below[place, : self.lengths[row]].clone()
         return _Read(first, pairs, lengths), states
 
-    def _with(self, candidates: torch.Tensor | None) -> torch.Tensor | None:
-        """Ids of tokens, ascending: these, and those of the answers."""
-        if candidates is None:
-            return None
-        found = {token for row in self.rows for token in row.completion_ids} | set(candidates.tolist())
-        return torch.tensor(sorted(found), device=self.base.model.device)
-
     def _proposed(self, count: int) -> torch.Tensor:
-        """What the base proposes where answers are: so many tokens at each place of some rows' answers."""
-        found: list[torch.Tensor] = []
+        """Ids of tokens, ascending: those of all answers, and so many that the base proposes at each place of some."""
+        answers = {token for row in self.rows for token in row.completion_ids}
+        found = [torch.tensor(sorted(answers), device=self.base.model.device)]
         spread = range(0, len(self.rows), max(1, len(self.rows) // _ASKED))
         for at in range(0, len(spread), _ROWS):
             logits = self._head(self._wanted(spread[at : at + _ROWS]))

@@ -116,7 +116,7 @@ def train_personal(
     shared = torch.zeros(1, bound.numbers, device=device)
     own = torch.zeros(len(names), bound.numbers, device=device)
     learned, zeroth = None, 0
-    passes = _passes(base, bound, rows, plan)
+    passes, check = _passes(base, bound, rows, validation, plan)
     if plan.basis_epochs > 0:
         if not isinstance(bound, BoundBasis):
             raise TrainingError("only tiny adapters move along a basis that can be learned")
@@ -126,7 +126,6 @@ def train_personal(
     if learned is not None:
         own -= shared
     second = _descend(bound, passes, whose, own, shared, plan.epochs, plan.personal_rate, plan, "personal", tell)
-    check = _passes(base, bound, validation, plan, beside=passes)
     counts = tuple(int(count) for count in torch.bincount(whose, minlength=len(names)))
     losses: dict[float, float] = {}
     for k in SHRINKAGES:
@@ -149,16 +148,17 @@ def _passes(
     base: Base,
     bound: BoundVector,
     rows: Sequence[Encoded],
+    validation: Sequence[Encoded],
     plan: PersonalPlan,
-    *,
-    beside: Passes | AnswerPasses | None = None,
-) -> Passes | AnswerPasses:
+) -> tuple[Passes | AnswerPasses, Passes | AnswerPasses]:
+    """Those to learn from, and those to choose by."""
+    first = lowest_layer(bound)
     if not plan.answers_only:
-        return Passes(base, rows, first=lowest_layer(bound))
+        return Passes(base, rows, first=first), Passes(base, validation, first=first)
     if plan.basis_epochs <= 0 or not isinstance(bound, BoundBasis):
         raise TrainingError("a basis says that its adapters act on answers alone, so one must be learned")
-    proposed = beside if isinstance(beside, AnswerPasses) else PROPOSED
-    return AnswerPasses(base, bound, rows, first=lowest_layer(bound), proposed=proposed)
+    both = AnswerPasses(base, bound, [*rows, *validation], first=first, proposed=PROPOSED)
+    return both.part(range(len(rows))), both.part(range(len(rows), len(rows) + len(validation)))
 
 
 def mean_loss(bound: BoundVector, passes: Passes | AnswerPasses, vectors: torch.Tensor, batch: int) -> float:

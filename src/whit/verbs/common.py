@@ -190,6 +190,14 @@ def plain_key(row: Row) -> str:
     return digest("plain", plain(said(row.turns)))
 
 
+def seen_by(folder: Path | None) -> set[str]:
+    """Hashes of the inputs that training saw, as far as the adapter's folder knows."""
+    path = folder / SEEN_NAME if folder else None
+    if path is None or not path.is_file():
+        return set()
+    return set(path.read_text("ascii", errors="replace").split())
+
+
 def file_bytes(adapter: Adapter, folder: Path) -> int:
     """Bytes of the adapter's own files in its folder: the compact file, or a LoRA's weights and settings."""
     if adapter.is_compact:

@@ -69,7 +69,7 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
         completion_column=settings.completion_column,
         limit=settings.limit,
     ).rows
-    seen = seen_by(special.folder)
+    seen = common.seen_by(special.folder)
     fresh = tuple(row for row in rows if common.seen_key(row) not in seen)
     nearly = sum(common.plain_key(row) in seen for row in fresh)
     if not fresh:
@@ -108,14 +108,6 @@ def evaluate(settings: EvalSettings, *, talk: Talk | None = None) -> EvalResult:
         _report(settings.report, special, fresh, bare, tuned, others, result, against)
         talk.say(f"report: {settings.report}")
     return EvalResult(settings.adapter, result, against, len(rows) - len(fresh), nearly)
-
-
-def seen_by(folder: Path | None) -> set[str]:
-    """Hashes of the inputs that training saw, as far as the adapter's folder knows."""
-    path = folder / common.SEEN_NAME if folder else None
-    if path is None or not path.is_file():
-        return set()
-    return set(path.read_text("ascii", errors="replace").split())
 
 
 def _report(

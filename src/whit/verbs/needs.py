@@ -36,6 +36,7 @@ _SHAPE = (
 )
 NEEDS: dict[type, tuple[Need, ...]] = {
     TrainSettings: (
+        Need(("unlabelled",), "--teacher", lambda settings: bool(settings.teacher)),
         Need(("learn_basis",), "--per", lambda settings: bool(settings.per)),
         Need(("answers_only",), "--learn-basis", lambda settings: bool(settings.learn_basis)),
         Need(

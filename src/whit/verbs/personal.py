@@ -22,6 +22,7 @@ from whit.talk import Talk, size
 from whit.verbs import common
 from whit.verbs.needs import require_needs
 from whit.verbs.runs import out_folder, read_and_split
+from whit.verbs.shrinking import require_teachable
 from whit.verbs.train import TrainResult
 from whit.verbs.train import train as train_one
 
@@ -65,6 +66,7 @@ class PersonalResult:
 def command(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult | PersonalResult | Stopped:
     """`whit train`: for everyone or for each, from answers or by reward, in one size or in the smallest that does."""
     require_needs(settings)
+    require_teachable(settings)
     if settings.ray:
         from whit.verbs.remote import train_remote
 

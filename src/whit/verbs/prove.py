@@ -95,7 +95,7 @@ def prove(
 def baseline_systems(
     settings: TrainSettings, examiner: Examiner, split: Split, trained: Trained, talk: Talk
 ) -> list[System]:
-    """Few-shot (count chosen on validation), a null adapter, and what needs no model.
+    """The teacher if there is one, few-shot (count chosen on validation), a null adapter, and what needs no model.
 
     That is a linear classifier where answers are a closed set; elsewhere the commonest answer, if one is common.
     """
@@ -104,6 +104,11 @@ def baseline_systems(
     from whit.evaluation.proof import best_shots, null_adapter
 
     found: list[System] = []
+    if settings.teacher:
+        from whit.verbs.shrinking import teacher_system
+
+        with talk.task("  the teacher"):
+            found.append(teacher_system(settings, examiner, split.test))
     if settings.shots:
         validation = split.validation[: min(100, settings.validation_rows)]
         with talk.task("  the base with few-shot examples"):
@@ -236,6 +241,9 @@ def _published(settings: TrainSettings) -> dict[str, Any]:
     """The settings for a card: the same wherever the files lay, and however often the run was resumed."""
     plain = {key: value for key, value in as_plain(settings).items() if key not in _OF_THE_MOMENT}
     plain["data"] = settings.data.name
+    for key in ("teacher", "unlabelled"):
+        path = getattr(settings, key)
+        plain[key] = path.name if path else None
     plain["test_data"] = settings.test_data.name if settings.test_data else None
     return plain
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import sys
 import time
@@ -21,6 +22,7 @@ from whit.settings import BY_REWARD, TrainSettings, as_plain
 from whit.talk import Talk, clock, size
 from whit.verbs import common, runs
 from whit.verbs.needs import require_needs
+from whit.verbs.shrinking import lesson, require_teachable
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from whit.data.splitting import Split
     from whit.data.templates import Encoded
     from whit.evaluation.proof import Examiner
+    from whit.training.distil import Distributions
     from whit.training.loop import Trained
     from whit.training.parallel import Team
     from whit.training.sft import Plan
@@ -83,6 +86,7 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
     if settings.reward or settings.kind == "auto" or settings.optimizer in BY_REWARD:
         raise UsageError("--reward and --kind auto are run by whit.verbs.personal.command")
     require_shape(settings)
+    require_teachable(settings)
     several = settings.processes > 1 or settings.fsdp or int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and settings.device != "cpu":
         raise UsageError(f"several processes compute on CPUs alone; leave out --device {settings.device}")
@@ -99,11 +103,19 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
         start = replace(start, settings=with_kind(start.settings, base, split.train, talk))
         settings = start.settings
         examiner, encoded = examine(settings, split, base)
+        told = None
+        if settings.teacher:
+            taught = lesson(settings, split, examiner, encoded, talk)
+            encoded, told = taught.rows, taught.told
+            start = replace(start, run=hashlib.sha256(f"{start.run} {taught.run}".encode()).hexdigest())
+            start = replace(start, state=runs.state_folder(start.folder, settings, start.run))
         fresh, numbers, kind, payload = shape_of(settings, base, choosing(settings, start, encoded, talk))
         plan = plan_of(settings, kind, base, len(encoded), start.run, start.state)
         runs.make_folder(start.state)
         start.introduce(talk)
         talk.say(f"score    {examiner.scorer.name} ({examiner.scorer.reason})")
+        if told is not None:
+            talk.say(f"teacher  {settings.teacher}: what it expects on {len(encoded):,} rows")
         start.size(talk, kind, numbers, payload)
         require_memory(settings, base, encoded, plan, numbers, talk)
         announce(talk, settings, base, examiner, plan, encoded)
@@ -111,7 +123,7 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
             trained, seeds = train_seeds(settings, examiner, fresh, encoded, split, plan, talk, team)
             return prove_together(start, examiner, trained, seeds, team, talk)
         with team_for(settings) as team, checkpointed(base, settings.checkpointing):
-            trained, seeds = train_seeds(settings, examiner, fresh, encoded, split, plan, talk, team)
+            trained, seeds = train_seeds(settings, examiner, fresh, encoded, split, plan, talk, team, told)
         if not team.first:
             raise SystemExit(0)  # the first process goes on alone, and speaks for all
         return TrainResult(start.folder, start.end(examiner, trained, seeds, talk), trained.adapter)
@@ -437,8 +449,13 @@ def train_seeds(
     plan: Plan,
     talk: Talk,
     team: Team | None = None,
+    told: Sequence[Distributions] | None = None,
 ) -> tuple[Trained, dict[int, float]]:
-    """Train every seed, alone or as a `team`; the best on validation or the seeds' mean, and every seed's score."""
+    """Train every seed, alone or as a `team`; the best on validation or the seeds' mean, and every seed's score.
+
+    `told` are a teacher's distributions, to be learned in place of the answers.
+    """
+    from whit.training.distil import distil
     from whit.training.parallel import Team, train_together
     from whit.training.sft import Progress, train
 
@@ -460,6 +477,8 @@ def train_seeds(
 
         if team.size > 1:
             return train_together(examiner.base, bound, encoded, plan, lambda: score(bound), team, watch=watch)
+        if told is not None:
+            return distil(examiner.base, bound, encoded, told, plan, lambda: score(bound), watch=watch)
         return train(examiner.base, bound, encoded, plan, lambda: score(bound), watch=watch)
 
     def keep(every: Sequence[Trained]) -> Trained:
