@@ -51,9 +51,11 @@ class TrainSettings(DataColumns):
     )
     out: Path | None = option(None, "Folder for the adapter, its card and the report (default: the data's name).")
     instruction: str | None = option(None, "What the base is told before every row.")
-    teacher: Path | None = option(
-        None,
-        "Another adapter of the base, a LoRA say: learn what it expects, not the answers alone; so it is made smaller.",
+    teacher: tuple[Path, ...] = option(
+        (),
+        "Another adapter of the base, a LoRA say: learn what it expects, not the answers alone; so it is made smaller. "
+        "Of several, the mean.",
+        many=True,
     )
     unlabelled: Path | None = option(None, "--teacher: rows without answers to learn from too; the teacher gives them.")
     per: str | None = option(None, "Train a vector for each value of this column (a user, say), all in one run.")
@@ -461,8 +463,8 @@ class ServeSettings:
 
 def as_plain(settings: Any) -> dict[str, Any]:
     """Settings as JSON-ready values, for cards and checkpoints."""
-    plain: dict[str, Any] = {}
-    for part in fields(settings):
-        value = getattr(settings, part.name)
-        plain[part.name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-    return plain
+
+    def one(value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else [*map(one, value)] if isinstance(value, tuple) else value
+
+    return {part.name: one(getattr(settings, part.name)) for part in fields(settings)}

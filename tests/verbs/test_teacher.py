@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def unlabelled(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pupil(plain: TrainSettings, teacher: Path, unlabelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("pupil") / "small"
-    return train(replace(plain, kind="xs", teacher=teacher, unlabelled=unlabelled, out=out, learning_rate=0.05))
+    return train(replace(plain, kind="xs", teacher=(teacher,), unlabelled=unlabelled, out=out, learning_rate=0.05))
 
 
 def test_the_pupil_is_set_beside_its_teacher(pupil: Any, teacher: Path) -> None:
@@ -65,7 +66,7 @@ def test_the_pupil_is_set_beside_its_teacher(pupil: Any, teacher: Path) -> None:
 def test_what_is_learned_is_what_the_teacher_expects(
     plain: TrainSettings, teacher: Path, unlabelled: Path, capsys: Any
 ) -> None:
-    settings = replace(plain, teacher=teacher, unlabelled=unlabelled)
+    settings = replace(plain, teacher=(teacher,), unlabelled=unlabelled)
     split = read_and_split(settings, Talk(quiet=True))
     base = load_base(plain.base, dtype="float32")
     examiner = Examiner(base, make_scorer("auto", split.train), settings.instruction, 8)
@@ -109,13 +110,41 @@ def test_a_pupil_comes_nearer_to_its_teacher(pupil: Any, plain: TrainSettings, t
     assert apart(pupil.adapter) < 0.8 * apart(None)
 
 
+def test_of_several_teachers_the_mean_is_learned(plain: TrainSettings, teacher: Path, tmp_path: Path) -> None:
+    other = train(replace(plain, kind="xs", out=tmp_path / "other", learning_rate=0.1, baselines=False))
+    settings = replace(plain, kind="tiny", numbers=13, teacher=(teacher, other.folder), out=tmp_path / "small")
+    split = read_and_split(settings, Talk(quiet=True))
+    base = load_base(plain.base, dtype="float32")
+    examiner = Examiner(base, make_scorer("auto", split.train), settings.instruction, 8)
+    encoded = examiner.encode(split.train, learn=True)
+    alone, second, both = (
+        shrinking.lesson(replace(settings, teacher=some), split, examiner, encoded, Talk(quiet=True))
+        for some in ((teacher,), (other.folder,), (teacher, other.folder))
+    )
+    assert len({alone.run, second.run, both.run}) == 3
+    one, two, mean = (found.told[3] for found in (alone, second, both))
+    assert torch.equal(mean.ids, one.ids) and not torch.allclose(mean.logs, one.logs, atol=1e-3)
+    first = {(at, int(token)): float(log) for at in range(len(two.ids))
+             for token, log in zip(two.ids[at], two.logs[at], strict=True)}  # fmt: skip
+    checked = 0
+    for at in range(len(mean.ids)):
+        for token, log, mine in zip(mean.ids[at].tolist(), mean.logs[at].exp(), one.logs[at].exp(), strict=True):
+            if (at, token) in first:
+                expected = (float(mine) + math.exp(first[at, token])) / 2
+                assert float(log) == pytest.approx(expected, abs=1e-4)
+                checked += 1
+    assert checked > 3
+    card = train(settings).card
+    assert {"the teacher", "teacher 2"} <= set(card.baselines) and "--teacher big --teacher other" in card.command
+
+
 def test_killed_and_resumed_it_is_the_same(
     pupil: Any, plain: TrainSettings, teacher: Path, unlabelled: Path, tmp_path: Path
 ) -> None:
     from whit.errors import Interrupted
 
     settings = replace(
-        plain, kind="xs", teacher=teacher, unlabelled=unlabelled, out=tmp_path / "small", learning_rate=0.05
+        plain, kind="xs", teacher=(teacher,), unlabelled=unlabelled, out=tmp_path / "small", learning_rate=0.05
     )
 
     class Stopping(Talk):
@@ -134,9 +163,9 @@ def test_what_cannot_be_is_told(
 ) -> None:
     from whit.testing import write_tiny_base
 
-    wanted = replace(plain, teacher=teacher, out=tmp_path / "out")
+    wanted = replace(plain, teacher=(teacher,), out=tmp_path / "out")
     with pytest.raises(UsageError, match="--unlabelled does nothing"):
-        command(replace(wanted, teacher=None, unlabelled=unlabelled))
+        command(replace(wanted, teacher=(), unlabelled=unlabelled))
     with pytest.raises(UsageError, match="--teacher does not go with --kind auto"):
         command(replace(wanted, kind="auto"))
     with pytest.raises(UsageError, match="Sort it"):

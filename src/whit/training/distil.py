@@ -8,6 +8,7 @@ nothing of where answers come from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,23 +35,42 @@ class Distributions:
 
 
 def distributions(
-    base: Base, rows: Sequence[Encoded], *, top: int = TOP, on_done: Callable[[int], None] | None = None
+    base: Base,
+    rows: Sequence[Encoded],
+    *,
+    top: int = TOP,
+    same: Sequence[Distributions] | None = None,
+    on_done: Callable[[int], None] | None = None,
 ) -> list[Distributions]:
-    """What the bare base expects at each token of the rows' answers, in the order of `rows`."""
+    """What the base expects, with whatever is active, at each token of the rows' answers; in the order of `rows`.
+
+    Of its likeliest tokens, or of those that `same` tells of.
+    """
     found: list[Distributions | None] = [None] * len(rows)
     order = sorted(range(len(rows)), key=lambda at: len(rows[at].prompt_ids) + len(rows[at].completion_ids))
     for start in range(0, len(order), _ROWS):
         places = order[start : start + _ROWS]
         with torch.inference_mode():
             logs = logits_of(base, collate([rows[at] for at in places])).float().log_softmax(-1)
-            best = logs.topk(min(top, logs.shape[-1]))
+            if same is None:
+                best = logs.topk(min(top, logs.shape[-1]))
+                chosen, values = best.indices, best.values
+            else:
+                chosen = torch.cat([same[at].ids for at in places]).to(logs.device)
+                values = logs.gather(-1, chosen)
         sizes = [len(rows[at].completion_ids) for at in places]
-        parts = zip(best.indices.cpu().split(sizes), best.values.cpu().split(sizes), strict=True)
+        parts = zip(chosen.cpu().split(sizes), values.cpu().split(sizes), strict=True)
         for at, (ids, values) in zip(places, parts, strict=True):
             found[at] = Distributions(ids.clone(), values.clone())
         if on_done:
             on_done(start + len(places))
     return [one for one in found if one is not None]
+
+
+def mean_of(told: Sequence[Distributions]) -> Distributions:
+    """The mean of several teachers' probabilities, which tell of the same tokens."""
+    logs = torch.stack([one.logs for one in told])
+    return Distributions(told[0].ids, logs.logsumexp(0) - math.log(len(told)))
 
 
 def divergence(logits: torch.Tensor, teacher: Distributions) -> torch.Tensor:

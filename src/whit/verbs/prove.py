@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from whit.errors import AdapterError, DataError
 from whit.files import atomic_write
 from whit.settings import BakeSettings, TrainSettings, as_plain
-from whit.talk import Talk
+from whit.talk import Talk, several
 from whit.verbs import common
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def prove(
 def baseline_systems(
     settings: TrainSettings, examiner: Examiner, split: Split, trained: Trained, talk: Talk
 ) -> list[System]:
-    """The teacher if there is one, few-shot (count chosen on validation), a null adapter, and what needs no model.
+    """The teachers if there are any, few-shot (count chosen on validation), a null adapter, and what needs no model.
 
     That is a linear classifier where answers are a closed set; elsewhere the commonest answer, if one is common.
     """
@@ -105,10 +105,10 @@ def baseline_systems(
 
     found: list[System] = []
     if settings.teacher:
-        from whit.verbs.shrinking import teacher_system
+        from whit.verbs.shrinking import teacher_systems
 
-        with talk.task("  the teacher"):
-            found.append(teacher_system(settings, examiner, split.test))
+        with talk.task(f"  {several(len(settings.teacher), 'teacher')}"):
+            found += teacher_systems(settings, examiner, split.test)
     if settings.shots:
         validation = split.validation[: min(100, settings.validation_rows)]
         with talk.task("  the base with few-shot examples"):
@@ -241,9 +241,8 @@ def _published(settings: TrainSettings) -> dict[str, Any]:
     """The settings for a card: the same wherever the files lay, and however often the run was resumed."""
     plain = {key: value for key, value in as_plain(settings).items() if key not in _OF_THE_MOMENT}
     plain["data"] = settings.data.name
-    for key in ("teacher", "unlabelled"):
-        path = getattr(settings, key)
-        plain[key] = path.name if path else None
+    plain["teacher"] = [path.name for path in settings.teacher]
+    plain["unlabelled"] = settings.unlabelled.name if settings.unlabelled else None
     plain["test_data"] = settings.test_data.name if settings.test_data else None
     return plain
 
@@ -262,7 +261,7 @@ def command_of(settings: TrainSettings | BakeSettings, verb: str = "train") -> s
             parts.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, tuple):
             for item in value:
-                parts += [flag, str(item)]
+                parts += [flag, item.resolve().name if isinstance(item, Path) else str(item)]
         else:
             name = value.resolve().name if isinstance(value, Path) else str(value)  # a folder may be given as .
             parts += [f"{flag}={name}"] if name.startswith("-") else [flag, name]

@@ -1,9 +1,9 @@
-"""`whit train --teacher`: a small adapter learns what a larger one of the same base expects, on rows with and without
-answers.
+"""`whit train --teacher`: a small adapter learns what larger ones of the same base expect, with answers and without.
 
 The teacher's distribution at each token of an answer is learned (see `training/distil.py`) where the answer alone would
 be: it says how sure to be, and it is to be had for rows that nobody labelled. What it answers on those is taken for
-their answers. No row of theirs that is like a held-out one is learned from, and the teacher must not have seen those.
+their answers (of several teachers, what the first does; what they expect is the mean of all). No row of theirs that is
+like a held-out one is learned from, and a teacher must not have seen those.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whit.data.rows import Row, content_key, read
@@ -57,43 +58,54 @@ def lesson(settings: TrainSettings, split: Split, examiner: Examiner, encoded: S
     where it learned from rows that are held out.
     """
     from whit.serving.payload import to_payload
-    from whit.training.distil import distributions
+    from whit.training.distil import distributions, mean_of
 
-    special = common.open_specialist(str(settings.teacher))
+    extra = _unlabelled(settings, split, talk)
+    digest, rows = hashlib.sha256(), list(encoded)
+    told: list[list[Distributions]] = []
+    for place, path in enumerate(settings.teacher):
+        special = _teacher(path, settings, split)
+        digest.update(to_payload(special.adapter))
+        with common.bound_to(examiner.base, special.adapter) as bound:
+            if bound.answers_only:
+                raise UsageError(f"{path}: acts on answers alone, and is as small as its pupil would be; name another")
+            if extra and not place:
+                with talk.task(f"The teacher's answers to {several(len(extra), 'row')}"):
+                    answers = examiner.answer(examiner.encode(extra), bound)
+                said = [replace(row, completion=text) for row, text in zip(extra, answers, strict=True) if text.strip()]
+                rows += examiner.encode(said, learn=True)
+            with talk.task(f"What {path.name} expects"), bound.active():
+                told.append(distributions(examiner.base, rows, same=told[0] if told else None))
+    for row in rows:
+        digest.update(f"\n{row.row.id}\0{row.row.prompt}\0{row.row.completion}".encode())
+    return Lesson(rows, [mean_of(each) for each in zip(*told, strict=True)], digest.hexdigest())
+
+
+def teacher_systems(settings: TrainSettings, examiner: Examiner, rows: Sequence[Row]) -> list[System]:
+    """The teachers' answers to held-out rows."""
+    found = []
+    for place, path in enumerate(settings.teacher):
+        special = common.open_specialist(str(path))
+        with common.bound_to(examiner.base, special.adapter) as bound:
+            name, note = f"teacher {place + 1}" if place else NAME, f"{special.adapter.numbers:,} numbers"
+            found.append(examiner.system(name, "teacher", rows, bound=bound, note=note))
+    return found
+
+
+def _teacher(path: Path, settings: TrainSettings, split: Split) -> common.Specialist:
+    """A teacher that was told the same, and has not seen what is held out."""
+    special = common.open_specialist(str(path))
     known = special.instruction
     if known is not None and known != (settings.instruction or ""):
-        raise UsageError(f"the teacher was told {known!r} before every row: give the same with --instruction")
+        raise UsageError(f"the teacher {path} was told {known!r} before every row: give the same with --instruction")
     seen = common.seen_by(special.folder)
     count = sum(common.seen_key(row) in seen for row in split.test)
     if count:
         raise DataError(
-            f"the teacher learned from or was chosen by {several(count, 'row')} of those held out here; split the "
-            "rows as they were then (the same file and --seed), or hold others out with --test-data"
+            f"the teacher {path} learned from or was chosen by {several(count, 'row')} of those held out here; split "
+            "the rows as they were then (the same file and --seed), or hold others out with --test-data"
         )
-    extra = _unlabelled(settings, split, talk)
-    digest = hashlib.sha256(to_payload(special.adapter))
-    with common.bound_to(examiner.base, special.adapter) as bound:
-        if bound.answers_only:
-            raise UsageError("--teacher: this adapter acts on answers alone, and is as small as its pupil would be")
-        rows = list(encoded)
-        if extra:
-            with talk.task(f"The teacher's answers to {several(len(extra), 'row')}"):
-                answers = examiner.answer(examiner.encode(extra), bound)
-            answered = [replace(row, completion=said) for row, said in zip(extra, answers, strict=True) if said.strip()]
-            rows += examiner.encode(answered, learn=True)
-        with talk.task("What the teacher expects"), bound.active():
-            told = distributions(examiner.base, rows)
-    for row in rows:
-        digest.update(f"\n{row.row.id}\0{row.row.prompt}\0{row.row.completion}".encode())
-    return Lesson(rows, told, digest.hexdigest())
-
-
-def teacher_system(settings: TrainSettings, examiner: Examiner, rows: Sequence[Row]) -> System:
-    """The teacher's answers to held-out rows."""
-    special = common.open_specialist(str(settings.teacher))
-    with common.bound_to(examiner.base, special.adapter) as bound:
-        note = f"{special.adapter.numbers:,} numbers"
-        return examiner.system(NAME, "teacher", rows, bound=bound, note=note)
+    return special
 
 
 def _unlabelled(settings: TrainSettings, split: Split, talk: Talk) -> list[Row]:

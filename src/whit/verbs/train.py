@@ -115,7 +115,7 @@ def train(settings: TrainSettings, *, talk: Talk | None = None) -> TrainResult:
         start.introduce(talk)
         talk.say(f"score    {examiner.scorer.name} ({examiner.scorer.reason})")
         if told is not None:
-            talk.say(f"teacher  {settings.teacher}: what it expects on {len(encoded):,} rows")
+            talk.say(f"teacher  {' and '.join(map(str, settings.teacher))}: what to expect on {len(encoded):,} rows")
         start.size(talk, kind, numbers, payload)
         require_memory(settings, base, encoded, plan, numbers, talk)
         announce(talk, settings, base, examiner, plan, encoded)
