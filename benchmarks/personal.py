@@ -181,7 +181,9 @@ def main() -> None:
     parser.add_argument("--validation", type=float, default=0.15, help="share of the rows that chooses the shrinkage")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=5e-2, help="of v; a learned basis has its own")
+    parser.add_argument(
+        "--rate", type=float, help="of v; 0.007 with --answers-only, else 0.05. A learned basis has its own"
+    )
     parser.add_argument("--peers", type=int, default=5)
     parser.add_argument("--peer-epochs", type=int, default=10)
     parser.add_argument("--peer-rate", type=float, default=5e-4)
@@ -200,8 +202,8 @@ def main() -> None:
             instruction=options.instruction, kind=options.kind, learn_basis=options.learn_basis, rank=options.rank,
             targets=tuple(options.targets),
             numbers=options.numbers if options.kind == "tiny" else None, epochs=options.epochs, batch=options.batch,
-            learning_rate=options.rate, validation=options.validation, seed=options.seed,
-            answers_only=options.answers_only,
+            learning_rate=options.rate or (7e-3 if options.answers_only else 5e-2), validation=options.validation,
+            seed=options.seed, answers_only=options.answers_only,
         )  # fmt: skip
         about = train_personal(settings, talk=Talk()).to_json()
         rate = 60 * len(about["users"]) / about["seconds"]

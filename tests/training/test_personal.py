@@ -179,3 +179,20 @@ def test_only_tiny_adapters_have_a_basis_to_learn(base: Any, bound: Any, rows: A
     train, users = rows(WORDS, 2)
     with pytest.raises(TrainingError, match="tiny"):
         train_personal(base, bound, train, users, train, users, replace(PLAN, basis_epochs=1.0))
+
+
+def test_what_all_want_alike_is_learned_by_the_basis(base: Any, rows: Any) -> None:
+    """Vectors that never move: what everybody wants is then in P, along the number that begins alike for all."""
+    train, users = rows(dict.fromkeys(WORDS, "red"), 12)
+    held, held_users = rows(dict.fromkeys(WORDS, "red"), 6, 12)
+    indices = [target.index for target in all_targets(name for name, _ in base.model.named_modules())]
+    bound = tune_vector(base, tiny_spec(indices, 4, groups=2), number_type="float32")
+    plan = replace(PLAN, basis_epochs=15.0, basis_rate=0.1, learning_rate=0.0, personal_rate=0.0)
+    try:
+        before = mean_loss(bound, Passes(base, held, first=0), torch.zeros(len(held), 4), 12)
+        found = train_personal(base, bound, train, users, held, held_users, plan)
+        own = torch.from_numpy(np.stack([found.vector(user) for user in held_users]))
+        assert found.shared.tolist() == [1.0, 0.0, 1.0, 0.0] and not np.any(found.own)
+        assert mean_loss(bound, Passes(base, held, first=0), own, 12) < 0.9 * before
+    finally:
+        bound.detach()

@@ -6,10 +6,10 @@ rows, with k from `SHRINKAGES` (the form of an empirical-Bayes estimate; k = inf
 user with few rows stays near the shared vector, one with none has it.
 
 Optionally the directions come first: P, drawn at random otherwise, is trained on everybody's rows together with a
-vector for each user, then rounded as it is stored and held. The two phases above then begin at the mean of these
-vectors and at what each user's differs from it. Adapters of upper layers alone cost as much as those layers (see
-`upper.py`), and those that act on answers alone as much as the answers (see `answering.py`). Knows nothing of splits,
-verdicts or files.
+vector for each user, one of whose numbers begins alike for all; then it is rounded as it is stored and held. The two
+phases above then begin at the mean of these vectors and at what each user's differs from it. Adapters of upper layers
+alone cost as much as those layers (see `upper.py`), and those that act on answers alone as much as the answers (see
+`answering.py`). Knows nothing of splits, verdicts or files.
 """
 
 from __future__ import annotations
@@ -181,11 +181,18 @@ def _learn_basis(
     plan: PersonalPlan,
     tell: Callable[[str, int, int, float], None],
 ) -> tuple[LearnedBasis, int]:
-    """Train P together with the users' vectors in `table`, and let `bound` move along it; how many steps."""
+    """Train P together with the users' vectors in `table`, and let `bound` move along it; how many steps.
+
+    What all want alike is learned first: each group's first number begins at 1 for everyone, along a P that begins at
+    nought, so that every row moves it from the first step on. The other numbers begin at nought, along the drawn P.
+    """
     drawn = bound.expansion.projection
     if drawn is None:
         raise TrainingError("only tiny adapters move along a basis that can be learned; name their size with --numbers")
-    P = drawn.clone().requires_grad_(True)
+    P = drawn.clone()
+    P[:, 0] = 0.0
+    table[:, :: bound.spec.u] = 1.0
+    P.requires_grad_(True)
     bound.expansion.projection = P
     adam = torch.optim.Adam([P], lr=plan.basis_rate, betas=_BETAS, eps=_EPSILON)
 

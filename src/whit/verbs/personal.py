@@ -171,8 +171,8 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
         rate = settings.learning_rate or 1e-2
         # Where directions were learned, the shared vector begins at the mean of the users' that found them, and each
         # user at their own; by measurement (docs/personal.md) nearly all passes are best spent on finding them.
-        shared_epochs = epochs / (20 if settings.answers_only else 4) if settings.learn_basis else epochs
-        own_epochs = epochs / 10 if settings.answers_only else epochs
+        shared_epochs = epochs / (100 if settings.answers_only else 4) if settings.learn_basis else epochs
+        own_epochs = epochs / 60 if settings.answers_only else epochs
         slower = {"basis_rate": 1e-2} if settings.answers_only else {}
         plan = PersonalPlan(
             basis_epochs=epochs if settings.learn_basis else 0.0, shared_epochs=shared_epochs, epochs=own_epochs,
