@@ -173,7 +173,7 @@ def train_personal(settings: TrainSettings, *, talk: Talk | None = None) -> Pers
         # user at their own; by measurement (docs/personal.md) nearly all passes are best spent on finding them.
         shared_epochs = epochs / (100 if settings.answers_only else 4) if settings.learn_basis else epochs
         own_epochs = epochs / 60 if settings.answers_only else epochs
-        slower = {"basis_rate": 1e-2} if settings.answers_only else {}
+        slower = {"basis_rate": 2e-2} if settings.answers_only else {}
         plan = PersonalPlan(
             basis_epochs=epochs if settings.learn_basis else 0.0, shared_epochs=shared_epochs, epochs=own_epochs,
             batch=settings.batch or 4, learning_rate=rate, personal_rate=rate, warmup=settings.warmup,
