@@ -115,6 +115,9 @@ async def closed_loop(url: str, clients: int, seconds: float, tokens: int) -> tu
             while time.monotonic() < end:
                 prompt = f"{draw.choice(QUESTIONS)} ({draw.randrange(10_000)})"
                 answer = await http.post(f"{url}/chat/completions", json=body(user, prompt, tokens))
+                if answer.status_code == 429:  # the queue is full, so the server is busy: what is measured
+                    await asyncio.sleep(0.2)
+                    continue
                 answer.raise_for_status()
                 if time.monotonic() < end:
                     count, done = count + answer.json()["usage"]["completion_tokens"], done + 1
