@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,55 @@ def test_no_row_depends_on_those_beside_it_nor_on_threads(
                 assert torch.equal(model.forward(row, [tokens[row]], [places[row]])[0], together[row])
     finally:
         torch.set_num_threads(threads)
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(1, 39), max_size=4, unique=True), threads=st.integers(1, 2), company=st.booleans())
+def test_a_prompt_is_the_same_read_in_any_parts_and_in_any_company(
+    base: Any, pool: Pool, mixed: list[Any], library: native.Library, cuts: list[int], threads: int, company: bool
+) -> None:
+    """To the last bit: at once, in parts, or a token at a time; alone, or beside others."""
+    draw = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(3, 100, (40 - row,), generator=draw).tolist() for row in range(len(mixed))]
+    whole: list[torch.Tensor] = []
+    before = torch.get_num_threads()
+    try:
+        with torch.inference_mode():
+            torch.set_num_threads(threads)
+            one, other = (filled(base, pool, mixed, library) for _ in range(2))
+            for row, prompt in enumerate(prompts):
+                parts = [0, *sorted(cut for cut in cuts if cut < len(prompt)), len(prompt)]
+                wanted = torch.cat([one.forward(row, [[token]], [at]) for at, token in enumerate(prompt)], 1)
+                if not company:
+                    spans = pairwise(parts)
+                    found = torch.cat([other.forward(row, [prompt[at:end]], [at]) for at, end in spans], 1)
+                    assert torch.equal(found, wanted)
+                whole.append(wanted[0])
+            if company:
+                found = other.forward(0, prompts, [0] * len(prompts))
+                for row, prompt in enumerate(prompts):
+                    assert torch.equal(found[row, : len(prompt)], whole[row])
+                    assert not found[row, len(prompt) :].any()
+            assert torch.equal(one._kv, other._kv)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_more_tokens_than_are_taken_at_a_time(base: Any, pool: Pool, mixed: list[Any], library: native.Library) -> None:
+    draw = torch.Generator().manual_seed(4)
+    prompts = [torch.randint(3, 100, (length,), generator=draw).tolist() for length in (150, 1, 119, 90)]
+    assert len(prompts[0]) > native._TOKENS
+    with torch.inference_mode():
+        model = Int8Model(base, len(prompts), 160, pool.bases, library=library)
+        for slot, adapter in enumerate(mixed[: len(prompts)]):
+            model.put(slot, adapter and pool.ready(to_payload(adapter)))
+        together = model.forward(0, prompts, [0] * len(prompts))
+        kept = model._kv.clone()
+        for slot, prompt in enumerate(prompts):
+            for at in range(0, len(prompt), 64):
+                part = model.forward(slot, [prompt[at : at + 64]], [at])
+                assert torch.equal(part[0], together[slot, at : min(at + 64, len(prompt))])
+        assert torch.equal(model._kv, kept)
 
 
 @pytest.fixture

@@ -158,6 +158,10 @@ class Int8Model(SlotStore):
             head: torch.Tensor = base.model.get_output_embeddings().weight.float()
             norm: torch.Tensor = base.model.get_decoder().norm.weight.float()
             self._head, self._head_scale = self._kept((head * norm) @ turns.residual, len(head))
+            everywhere = torch.arange(context)[None]
+            cos, sin = self._decoder.rotary_emb(self._head_scale, everywhere)
+            # Cosines and sines of every place, each (places, dim / 2).
+            self._turn = tuple(part[0, :, : turns.dim // 2].float().contiguous() for part in (cos, sin))
         self._steps = native.Steps(self, self._code, rows) if self._code else None
 
     def close(self) -> None:
@@ -181,11 +185,11 @@ class Int8Model(SlotStore):
         They are the normed and turned ones that `logits` takes.
         """
         rows, width = len(tokens), max(map(len, tokens))
+        loras = self._loras(first, rows)
+        if self._steps is not None and not loras:
+            return self._compiled(self._steps, first, tokens, starts)
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in tokens])
         places = torch.tensor(starts)[:, None] + torch.arange(width)
-        loras = self._loras(first, rows)
-        if self._steps is not None and width == 1 and not loras:
-            return self._step(self._steps, first, ids[:, 0], places[:, 0])
         longest = max(at + len(row) for at, row in zip(starts, tokens, strict=True))
         turns = self.turns
         each = turns.heads // turns.kv_heads
@@ -194,9 +198,8 @@ class Int8Model(SlotStore):
         # The queries that share a head of keys stand beside each other, as further tokens.
         mask = mask.expand(-1, -1, each, -1) if width == 1 else mask.repeat(1, 1, each, 1)
         h = self._embed[ids.view(-1)].float() @ turns.residual
-        cos, sin = self._decoder.rotary_emb(h, places.clamp(max=self.context - 1))
-        half = turns.dim // 2
-        turn = torch.complex(cos[..., :half].float(), sin[..., :half].float()).reshape(-1, 1, half)
+        cos, sin = (part[places.clamp(max=self.context - 1)] for part in self._turn)
+        turn = torch.complex(cos, sin).view(-1, 1, turns.dim // 2)
         span = (torch.arange(rows)[:, None], places.clamp(max=self.context))
         moves = self._moves(first, rows)
         at = slice(first, first + rows)
@@ -212,17 +215,27 @@ class Int8Model(SlotStore):
             self._add(h, a, down, rows, move[_DOWN], loras)
         return self._normed(h).view(rows, width, -1)
 
-    def _step(self, steps: native.Steps, first: int, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """`forward` of one token for each row, all of them bare or with vector adapters."""
-        h = self._embed[ids].float() @ self.turns.residual
-        cos, sin = self._decoder.rotary_emb(h, places[:, None].clamp(max=self.context - 1))
-        turn = torch.stack([cos[:, 0], sin[:, 0]])[..., : self.turns.dim // 2].float().contiguous()
-        here = self._slots[first : first + len(ids)]
+    def _compiled(
+        self, steps: native.Steps, first: int, tokens: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> torch.Tensor:
+        """`forward` where all rows are bare or have vector adapters; what is beyond a row's tokens is nought."""
+        counts = torch.tensor([len(row) for row in tokens])
+        rows = torch.arange(len(tokens)).repeat_interleave(counts)
+        columns = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+        ids = torch.tensor([each for row in tokens for each in row])
+        here = self._slots[first : first + len(tokens)]
         moved = {
-            rank: [served is not None and served.R is not None and served.rank == rank for served in here]
-            for rank in self._ranks(first, len(ids))
+            rank: torch.tensor(
+                [served is not None and served.R is not None and served.rank == rank for served in here],
+                dtype=torch.uint8,
+            )[rows]
+            for rank in self._ranks(first, len(tokens))
         }
-        return steps.step(h, self._kv, first, places.clamp(max=self.context), turn, moved)[:, None]
+        places = torch.tensor(starts)[rows] + columns
+        states = steps.states(self._embed[ids].float(), self._kv, first + rows, places, self._turn, moved)
+        hidden = torch.zeros(len(tokens), int(counts.max()), states.shape[1])
+        hidden[rows, columns] = states
+        return hidden
 
     def _moves(self, first: int, rows: int) -> list[list[list[Move]]]:
         """For each layer and product, what the vector adapters of a span of slots need; kept, for spans come again."""

@@ -1,8 +1,9 @@
-/* One decoding step of a Llama-like base in 8 bits, every row with an adapter of its own; see `native.py`.
+/* Tokens through a Llama-like base in 8 bits, every one with the adapter of its slot; see `native.py`.
 
    Weights are int8 by column, inputs are rounded to 8 bits by row, sums are exact integers (VPDPBUSD). Rows are shared
-   out among the threads for what is a row's own (norms, adapters, rotations, attention), columns for the products. Only
-   tokens that follow others are computed here, one for each row. The caller's OpenMP team is used, but for its barriers:
+   out among the threads for what is a row's own (norms, adapters, rotations, attention), columns for the products. A row
+   is one token: of an answer, or one of several of a prompt, which stand in the same slot and see those before them.
+   Every row is computed alike whatever rows are beside it, to the last bit. The caller's OpenMP team is used, but for its barriers:
    threads take shares as they come, so that one whose processor is taken away is waited for only where it has a share
    in hand. Sizes were checked. */
 
@@ -31,6 +32,7 @@ typedef struct {
     const Product *products; /* qkv, out, gate and up, down of every layer */
     const float *turn;       /* (block, block), for inputs of down */
     const float *spread;     /* (64,): turn is Hadamard's matrix with its rows scaled by this; or NULL */
+    const float *residual;   /* (width, width), for the embeddings */
     int64_t layers, width, heads, kv_heads, dim, wide, block;
     float eps;
 } Model;
@@ -38,16 +40,17 @@ typedef struct {
 typedef struct {
     const Move *moves;       /* (layers, 4, ranks) */
     const uint8_t *moved;    /* (ranks, rows): whether the row has an adapter of that rank */
-    const int64_t *places;   /* where the row's token stands */
-    const float *cos, *sin;  /* (rows, dim / 2) */
-    uint16_t *kv;            /* bfloat16, of the first row: (layers, 2, slots, kv heads, places, dim), by these strides */
+    const int64_t *slots, *places; /* where each row's token stands; of a slot, all before it are known or rows here */
+    const float *cos, *sin;  /* (places, dim / 2) */
+    uint16_t *kv;            /* bfloat16 (layers, 2, slots, kv heads, places, dim), by these strides */
     int64_t layer_stride, v_stride, slot_stride, head_stride;
-    float *h;                /* (rows, width): in, the embeddings; out, the normed states */
+    const float *embeds;     /* (rows, width) */
+    float *h;                /* (rows, width): out, the normed states */
     float *y;                /* (rows, most columns) */
     uint8_t *x;              /* (rows, most inputs) */
     float *scales;           /* (rows,) */
-    float *room;             /* (rows, most of wide, places rounded up times heads) */
-    int64_t rows, first, ranks, columns, inputs, rooms, threads;
+    float *room;             /* (threads, most of wide, places rounded up times heads) */
+    int64_t rows, ranks, columns, inputs, rooms, threads;
 } Step;
 
 #define INLINE static inline __attribute__((always_inline))
@@ -236,7 +239,7 @@ static void adapt(const Step *s, const Move *moves, int64_t row, const float *y,
         if (!s->moved[each * s->rows + row])
             continue;
         const Move *m = moves + each;
-        const float *z = y + m->z, *R = m->R + (s->first + row) * m->size * m->size;
+        const float *z = y + m->z, *R = m->R + s->slots[row] * m->size * m->size;
         float t[m->size];
         for (int64_t j = 0; j < m->size; j++)
             t[j] = 0;
@@ -331,13 +334,13 @@ INLINE void attend(const float *q, const uint16_t *k, const uint16_t *v, int64_t
         }
 }
 
-/* Queries and keys are turned by their place, keys and values kept, and attention's output written over the queries */
-static void look_back(const Model *m, const Step *s, int64_t layer, int64_t row)
+/* Queries and keys are turned by their place, keys and values kept */
+static void keep(const Model *m, const Step *s, int64_t layer, int64_t row)
 {
-    const int64_t dim = m->dim, each = m->heads / m->kv_heads, queries = m->heads * dim, keys = m->kv_heads * dim;
-    const float *cos = s->cos + row * dim / 2, *sin = s->sin + row * dim / 2;
+    const int64_t dim = m->dim, queries = m->heads * dim, keys = m->kv_heads * dim, place = s->places[row];
+    const float *cos = s->cos + place * dim / 2, *sin = s->sin + place * dim / 2;
     float *y = s->y + row * s->columns;
-    uint16_t *kv = s->kv + layer * s->layer_stride + row * s->slot_stride;
+    uint16_t *kv = s->kv + layer * s->layer_stride + s->slots[row] * s->slot_stride + place * dim;
     const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
     for (int64_t at = 0; at < dim; at += VECTOR) {
         __m512 c = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(cos + at / 2)));
@@ -348,18 +351,49 @@ static void look_back(const Model *m, const Step *s, int64_t layer, int64_t row)
             _mm512_storeu_ps(y + head * dim + at, _mm512_fmaddsub_ps(pairs, c, other));
         }
     }
-    for (int64_t head = 0; head < m->kv_heads; head++) {
-        uint16_t *k = kv + head * s->head_stride, *v = k + s->v_stride;
-        halved(y + queries + head * dim, dim, k + s->places[row] * dim);
-        halved(y + queries + keys + head * dim, dim, v + s->places[row] * dim);
-        float *q = y + head * each * dim, *room = s->room + row * s->rooms;
-        if (head + 1 < m->kv_heads)
-            fetch(k + s->head_stride, (s->places[row] + 1) * dim);
-        if (dim == 64)
-            attend(q, k, v, s->places[row] + 1, (int)each, 64, room, q);
-        else
-            attend(q, k, v, s->places[row] + 1, (int)each, dim, room, q);
+    for (int64_t head = 0; head < m->kv_heads; head++, kv += s->head_stride) {
+        halved(y + queries + head * dim, dim, kv);
+        halved(y + queries + keys + head * dim, dim, kv + s->v_stride);
     }
+}
+
+/* Attention's output, written over the queries; every key that is seen was kept before */
+static void look_back(const Model *m, const Step *s, int64_t layer, int64_t row, float *room)
+{
+    const int64_t dim = m->dim, each = m->heads / m->kv_heads, length = s->places[row] + 1;
+    const uint16_t *k = s->kv + layer * s->layer_stride + s->slots[row] * s->slot_stride;
+    float *q = s->y + row * s->columns;
+    for (int64_t head = 0; head < m->kv_heads; head++, k += s->head_stride, q += each * dim) {
+        if (head + 1 < m->kv_heads)
+            fetch(k + s->head_stride, length * dim);
+        if (dim == 64)
+            attend(q, k, k + s->v_stride, length, (int)each, 64, room, q);
+        else
+            attend(q, k, k + s->v_stride, length, (int)each, dim, room, q);
+    }
+}
+
+/* to (width) = e (width) times the residual stream's rotation, sixteen times `wide` columns from `at` on */
+INLINE void spread(const Model *m, const float *e, int64_t at, int wide, float *to)
+{
+    __m512 found[12];
+    for (int v = 0; v < wide; v++)
+        found[v] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < m->width; k++)
+        for (int v = 0; v < wide; v++)
+            found[v] = _mm512_fmadd_ps(
+                _mm512_set1_ps(e[k]), _mm512_loadu_ps(m->residual + k * m->width + at + v * VECTOR), found[v]);
+    for (int v = 0; v < wide; v++)
+        _mm512_storeu_ps(to + at + v * VECTOR, found[v]);
+}
+
+static void begin(const Model *m, const float *e, float *to)
+{
+    int64_t at = 0;
+    for (; at + 12 * VECTOR <= m->width; at += 12 * VECTOR)
+        spread(m, e, at, 12, to);
+    for (; at < m->width; at += VECTOR)
+        spread(m, e, at, 1, to);
 }
 
 /* x (64) times a Hadamard matrix whose rows are scaled by `scale` (64), in its place: six rounds of sums and differences */
@@ -427,13 +461,15 @@ static void norm(const Model *m, const Step *s, int64_t row, const float *h)
     s->scales[row] = rounded(h, by, m->width, s->x + row * s->inputs);
 }
 
+/* The states of `rows` tokens after all layers */
 void whit_step(const Model *m, const Step *s)
 {
-    Work works[(8 * m->layers + 1) * s->threads];
+    Work works[(9 * m->layers + 1) * s->threads];
     memset(works, 0, sizeof works);
 #pragma omp parallel num_threads(s->threads)
     {
         const int64_t rows = s->rows, threads = s->threads, me = omp_get_thread_num();
+        float *room = s->room + me * s->rooms;
         Work *work = works - threads;
         for (int64_t layer = 0; layer < m->layers; layer++) {
             const Product *p = m->products + 4 * layer;
@@ -442,13 +478,19 @@ void whit_step(const Model *m, const Step *s)
                 float *h = s->h + row * m->width;
                 if (layer)
                     add(s, p - 1, moves - s->ranks, row, h);
+                else
+                    begin(m, s->embeds + row * m->width, h);
                 norm(m, s, row, h);
             });
             product(work += threads, me, p, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
             EACH_ROW(work += threads, row, rows, threads, {
                 float *y = s->y + row * s->columns;
                 adapt(s, moves, row, y, y, p->out);
-                look_back(m, s, layer, row);
+                keep(m, s, layer, row);
+            });
+            EACH_ROW(work += threads, row, rows, threads, {
+                float *y = s->y + row * s->columns;
+                look_back(m, s, layer, row, room);
                 s->scales[row] = rounded(y, 1.0f, m->heads * m->dim, s->x + row * s->inputs);
             });
             product(work += threads, me, p + 1, s->x, s->inputs, s->scales, rows, 0, s->y, s->columns, threads);
@@ -459,7 +501,7 @@ void whit_step(const Model *m, const Step *s)
             });
             product(work += threads, me, p + 2, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
             EACH_ROW(work += threads, row, rows, threads, {
-                float *y = s->y + row * s->columns, *room = s->room + row * s->rooms;
+                float *y = s->y + row * s->columns;
                 adapt(s, moves + 2 * s->ranks, row, y, y, p[2].out);
                 gated(m, y, room);
                 s->scales[row] = rounded(room, 1.0f, m->wide, s->x + row * s->inputs);

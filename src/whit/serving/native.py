@@ -1,9 +1,10 @@
-"""The 8-bit model's decoding step as one call: `native.c`, compiled once for this machine and kept in the cache folder.
+"""The 8-bit model's layers as one call: `native.c`, compiled once for this machine and kept in the cache folder.
 
 PyTorch computes a step of 32 rows in some 1,500 operations; on two cores that costs more than the arithmetic. Where
-there is a C compiler and the processor multiplies bytes (AVX-512 VNNI), the step is one function instead. Elsewhere
-`load` gives None, says why, and everything is computed by PyTorch. `WHIT_NATIVE=0` asks for that. The library shares
-PyTorch's OpenMP team: two teams would wait for one another.
+there is a C compiler and the processor multiplies bytes (AVX-512 VNNI), the step is one function instead; it reads
+prompts too, so that a token's state is the same to the last bit whatever is computed beside it, and in whatever parts.
+Elsewhere `load` gives None, says why, and everything is computed by PyTorch. `WHIT_NATIVE=0` asks for that. The library
+shares PyTorch's OpenMP team: two teams would wait for one another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _LANES = 16  # sizes must be multiples of this
 _HADAMARD = 64  # a block of so many inputs of down is turned by sums and differences
 _SECONDS = 60.0  # for the compiler
+_TOKENS = 128  # of a prompt at a time: what is computed of them stays near the processor
 _MOST_THREADS = 32  # each has its part of every piece of work on the caller's stack
 
 
@@ -57,7 +59,7 @@ class _Best(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = (
-        ("products", ctypes.c_void_p), ("turn", ctypes.c_void_p), ("spread", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("products", "turn", "spread", "residual")),
         *((name, ctypes.c_int64) for name in ("layers", "width", "heads", "kv_heads", "dim", "wide", "block")),
         ("eps", ctypes.c_float),
     )  # fmt: skip
@@ -65,13 +67,10 @@ class _Model(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("moves", "moved", "places", "cos", "sin", "kv")),
+        *((name, ctypes.c_void_p) for name in ("moves", "moved", "slots", "places", "cos", "sin", "kv")),
         *((name, ctypes.c_int64) for name in ("layer_stride", "v_stride", "slot_stride", "head_stride")),
-        *((name, ctypes.c_void_p) for name in ("h", "y", "x", "scales", "room")),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("rows", "first", "ranks", "columns", "inputs", "rooms", "threads")
-        ),
+        *((name, ctypes.c_void_p) for name in ("embeds", "h", "y", "x", "scales", "room")),
+        *((name, ctypes.c_int64) for name in ("rows", "ranks", "columns", "inputs", "rooms", "threads")),
     )  # fmt: skip
 
 
@@ -202,7 +201,7 @@ def suits(*sizes: int) -> bool:
 
 
 class Steps:
-    """The decoding steps of one model over slots."""
+    """The layers of one model over slots."""
 
     def __init__(self, model: Int8Model, code: Any, slots: int) -> None:
         self._model, self._code = model, code
@@ -210,43 +209,50 @@ class Steps:
         packed = [group.W for group in groups if isinstance(group.W, Packed)]
         self._products = (_Product * len(packed))(*(each.about for each in packed))
         self._turn, self._spread = turns.block.contiguous(), turns.block[:, 0].contiguous()
+        self._residual = turns.residual.contiguous()
         width, wide = packed[1].about.out, packed[3].inputs
         self._about = _Model(
             ctypes.addressof(self._products), self._turn.data_ptr(),
             # Of 64 a turn is Hadamard's matrix with the signs of its rows (`orthogonal`), whose first column is ones.
-            self._spread.data_ptr() if len(self._turn) == _HADAMARD else None, len(groups) // 4, width, turns.heads,
-            turns.kv_heads, turns.dim, wide, len(self._turn), model.eps,
+            self._spread.data_ptr() if len(self._turn) == _HADAMARD else None, self._residual.data_ptr(),
+            len(groups) // 4, width, turns.heads, turns.kv_heads, turns.dim, wide, len(self._turn), model.eps,
         )  # fmt: skip
         each = turns.heads // turns.kv_heads
         rooms = max(wide, each * (model.context + 1 + _LANES))
         columns, inputs = (max(getattr(one, name) for one in packed) for name in ("columns", "inputs"))
+        self._most = max(slots, _TOKENS)
         self._room = {
-            "y": torch.empty(slots, columns), "x": torch.empty(slots, inputs, dtype=torch.uint8),
-            "scales": torch.empty(slots), "room": torch.empty(slots, rooms),
+            "y": torch.empty(self._most, columns), "x": torch.empty(self._most, inputs, dtype=torch.uint8),
+            "scales": torch.empty(self._most), "room": torch.empty(_MOST_THREADS, rooms),
         }  # fmt: skip
         self._sizes = {"columns": columns, "inputs": inputs, "rooms": rooms}
         self._moves: dict[tuple[int, ...], Any] = {}
         self._held: list[torch.Tensor] = []  # what moves point to
 
-    def step(
-        self, h: torch.Tensor, kv: torch.Tensor, first: int, places: torch.Tensor, turn: torch.Tensor,
-        moved: Mapping[int, Sequence[bool]],
+    def states(
+        self, embeds: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor, places: torch.Tensor,
+        turn: tuple[torch.Tensor, torch.Tensor], moved: Mapping[int, torch.Tensor],
     ) -> torch.Tensor:  # fmt: skip
-        """The normed states (rows, width) after all layers, written over the embeddings h.
+        """The normed states (tokens, width) after all layers of the tokens embeds (tokens, width).
 
-        kv (layers, 2, slots, heads, places, dim) in bfloat16; places (rows,); turn (2, rows, dim / 2), cosines and
-        sines; `moved` says for each rank which rows have an adapter of it.
+        Each stands in a slot at a place, (tokens,) both; those of one slot in order, and what stands before them is
+        known. kv (layers, 2, slots, heads, places, dim) in bfloat16 is written to; turn: cosines and sines (places,
+        dim / 2); `moved` says for each rank which tokens have an adapter of it, (tokens,) uint8.
         """
-        flags = torch.tensor([list(rows) for rows in moved.values()], dtype=torch.uint8)
+        h = torch.empty_like(embeds)
+        cos, sin = turn
         layer, half, slot, head, _, _ = kv.stride()
-        about = _Step(
-            moves=ctypes.addressof(self._moves_of(tuple(moved))), moved=flags.data_ptr(), places=places.data_ptr(),
-            cos=turn[0].data_ptr(), sin=turn[1].data_ptr(), kv=kv.data_ptr() + kv.element_size() * first * slot,
-            layer_stride=layer, v_stride=half, slot_stride=slot, head_stride=head, h=h.data_ptr(), rows=len(h),
-            first=first, ranks=len(moved), threads=_threads(), **self._sizes,
-            **{name: room.data_ptr() for name, room in self._room.items()},
-        )  # fmt: skip
-        self._code.whit_step(ctypes.addressof(self._about), ctypes.addressof(about))
+        for at in range(0, len(h), self._most):
+            part = slice(at, at + self._most)
+            flags = torch.stack([rows[part] for rows in moved.values()]) if moved else torch.empty(0, dtype=torch.uint8)
+            about = _Step(
+                moves=ctypes.addressof(self._moves_of(tuple(moved))), moved=flags.data_ptr(),
+                slots=slots[part].data_ptr(), places=places[part].data_ptr(), cos=cos.data_ptr(), sin=sin.data_ptr(),
+                kv=kv.data_ptr(), layer_stride=layer, v_stride=half, slot_stride=slot, head_stride=head,
+                embeds=embeds[part].data_ptr(), h=h[part].data_ptr(), rows=len(h[part]), ranks=len(moved),
+                threads=_threads(), **self._sizes, **{name: room.data_ptr() for name, room in self._room.items()},
+            )  # fmt: skip
+            self._code.whit_step(ctypes.addressof(self._about), ctypes.addressof(about))
         return h
 
     def _moves_of(self, ranks: tuple[int, ...]) -> Any:
