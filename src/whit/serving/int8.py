@@ -158,10 +158,8 @@ class Int8Model(SlotStore):
             head: torch.Tensor = base.model.get_output_embeddings().weight.float()
             norm: torch.Tensor = base.model.get_decoder().norm.weight.float()
             self._head, self._head_scale = self._kept((head * norm) @ turns.residual, len(head))
-            everywhere = torch.arange(context)[None]
-            cos, sin = self._decoder.rotary_emb(self._head_scale, everywhere)
             # Cosines and sines of every place, each (places, dim / 2).
-            self._turn = tuple(part[0, :, : turns.dim // 2].float().contiguous() for part in (cos, sin))
+            self._turn = self._rotary(context)
         self._steps = native.Steps(self, self._code, rows) if self._code else None
 
     def close(self) -> None:
@@ -324,6 +322,11 @@ class Int8Model(SlotStore):
         return out.permute(0, 3, 1, 2, 4).reshape(len(y), wide)
 
     # -- what is made before serving
+
+    def _rotary(self, places: int) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = self._decoder.rotary_emb(self._embed, torch.arange(places)[None])
+        half = self.turns.dim // 2
+        return cos[0, :, :half].float().contiguous(), sin[0, :, :half].float().contiguous()
 
     def _norm_before(self, target: Target) -> torch.Tensor | None:
         layer = self._decoder.layers[target.layer]
