@@ -16,6 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from whit.adapters.adapter import Adapter
+from whit.adapters.lora import LoraWeights
+from whit.adapters.targets import all_targets
 from whit.bases import Base, load_base
 from whit.data.rows import Row, read_rows
 from whit.evaluation.proof import Examiner
@@ -71,6 +76,16 @@ def examiner(base: Base, of: Task, *, max_tokens: int) -> Examiner:
 
 def open_base(name: str, dtype: str = "auto") -> Base:
     return load_base(name, dtype=dtype)
+
+
+def random_lora(base: Base, rank: int, *, size: float, seed: int) -> Adapter:
+    """A LoRA of every module, its numbers drawn with standard deviation `size`; its scale is 1."""
+    draw = torch.Generator().manual_seed(seed)
+    names = [target.name for target in all_targets(name for name, _ in base.model.named_modules())]
+    shapes = {name: base.model.get_submodule(name).weight.shape for name in names}
+    A = {name: size * torch.randn((rank, shape[1]), generator=draw) for name, shape in shapes.items()}
+    B = {name: size * torch.randn((shape[0], rank), generator=draw) for name, shape in shapes.items()}
+    return Adapter("lora", base.fingerprint, lora=LoraWeights(rank, float(rank), A, B, base.fingerprint, base.name))
 
 
 def mean(system: System) -> float:

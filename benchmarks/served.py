@@ -15,7 +15,8 @@ from the store and inline; one token is asked for. Told twice: with prompts that
 which is what finding and loading an adapter costs; and with a beginning that all prompts share (the chat template's own
 system turn), which the server has computed already for an adapter that was used, and must compute for a new one.
 
-load: requests come at 1.5 times the rate that the server was found to sustain. Every answer is compared with what the
+load: requests come at 1.5 times the rate that the server was found to sustain; users have adapters of `--kinds` in
+turn. Every answer is compared with what the
 same user got when nobody else was there; every refusal must say when to come again. Memory of the server over time.
 """
 
@@ -38,7 +39,7 @@ from typing import Any
 
 import httpx2 as httpx
 import numpy as np
-from common import open_base, report, tell
+from common import open_base, random_lora, report, tell
 
 from whit.adapters.adapter import Adapter
 from whit.adapters.basis import basis_of
@@ -56,6 +57,8 @@ QUESTIONS = (
 
 def make_adapters(base: Any, count: int, *, kind: str = "xs", size: float = 0.15, seed: int = 0) -> list[Adapter]:
     """Adapters large enough that their answers differ."""
+    if kind == "lora":
+        return [random_lora(base, 8, size=0.03, seed=1000 * seed + at) for at in range(count)]
     indices = [target.index for target in all_targets(name for name, _ in base.model.named_modules())]
     spec = tiny_spec(indices, 13) if kind == "tiny" else xs_spec(indices, 2)
     draw, basis = np.random.default_rng(seed), basis_of(base, 2)
@@ -202,8 +205,9 @@ def unseen(options: argparse.Namespace) -> dict[str, Any]:
 
 async def load(options: argparse.Namespace) -> dict[str, Any]:
     base = open_base(options.base)
-    adapters = make_adapters(base, options.clients)
-    del base
+    of_kind = {kind: make_adapters(base, options.clients, kind=kind) for kind in options.kinds}
+    adapters = [of_kind[options.kinds[at % len(of_kind)]][at] for at in range(options.clients)]
+    del base, of_kind
     seen: collections.Counter[str] = collections.Counter()
     with served(options, adapters, "--waiting", "64", "--timeout", "60") as (url, process):
         async with client(2000) as http:
@@ -253,7 +257,8 @@ async def load(options: argparse.Namespace) -> dict[str, Any]:
     quarter = max(1, len(memory) // 4)
     return {
         "minutes": options.minutes, "int8": options.int8, "capacity_requests_per_second": round(capacity, 2),
-        "offered_requests_per_second": round(rate, 2), "users": options.clients, "users_with_own_answers": own,
+        "offered_requests_per_second": round(rate, 2), "kinds": options.kinds, "users": options.clients,
+        "users_with_own_answers": own,
         "answers": dict(sorted(seen.items())), "memory_mb": {
             "second_quarter": round(statistics.mean(memory[quarter : 2 * quarter] or memory), 1),
             "last_quarter": round(statistics.mean(memory[-quarter:]), 1), "most": round(max(memory), 1),
@@ -278,6 +283,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of each measurement")
     parser.add_argument("--tries", type=int, default=40)
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument(
+        "--kinds", nargs="+", choices=("tiny", "xs", "lora"), default=["xs"], help="the users' adapters"
+    )
     parser.add_argument("--llama", help="a Python that has llama-cpp-python")
     options = parser.parse_args()
     for part in options.parts or PARTS:

@@ -5,10 +5,11 @@
     python benchmarks/serving.py --base smollm2 --quality
 
 The same prompts are answered for the same number of tokens: by the scheduler bare, each row with its own `tiny` and
-each with its own `xs`; by transformers' `generate` on the bare base; by PEFT with a LoRA of rank 8 for each row
-(`adapter_names`). Only decoding is timed: the time to a first token is taken off. The ways take turns, round by
-round; medians of the rounds' rates and ratios are printed. `generate` and PEFT compute in the number type that is
-fastest here. `--quality` says instead what computing in 8 bits costs: logits against those in float32 on text.
+each with its own `xs` or (`--ways lora`) LoRA of rank 8; by transformers' `generate` on the bare base; by PEFT with a
+LoRA of rank 8 for each row (`adapter_names`). Only decoding is timed: the time to a first token is taken off. The ways
+take turns, round by round; medians of the rounds' rates and ratios are printed. `generate` and PEFT compute in the
+number type that is fastest here. `--quality` says instead what computing in 8 bits costs: logits against those in
+float32 on text.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import data_folder, open_base, report, tell
+from common import data_folder, open_base, random_lora, report, tell
 
 from whit.adapters.adapter import Adapter
 from whit.adapters.targets import all_targets
@@ -32,7 +33,7 @@ from whit.serving.pool import Pool, Served
 from whit.serving.rows import row_model
 from whit.serving.scheduler import Request, Scheduler
 
-WAYS = ("bare", "tiny", "xs", "generate", "peft")
+WAYS = ("bare", "tiny", "xs", "lora", "generate", "peft")
 
 
 class Bench:
@@ -52,6 +53,9 @@ class Bench:
 
     def own(self, kind: str) -> list[Served]:
         """A different adapter for each row."""
+        if kind == "lora":
+            loras = (random_lora(self.base, 8, size=0.01, seed=row) for row in range(self.rows))
+            return [self.pool.ready(to_payload(each)) for each in loras]
         draw = np.random.default_rng(0)
         spec = tiny_spec(self.indices, 13) if kind == "tiny" else xs_spec(self.indices, 2)
         vectors = [draw.normal(0, 0.02, spec.numbers).astype(np.float32) for _ in range(self.rows)]
@@ -172,7 +176,7 @@ def main() -> None:
             if round_:  # the first warms up
                 rates[name].append(rate)
     ratios = {}
-    for one in ("tiny", "xs"):
+    for one in ("tiny", "xs", "lora"):
         for other in ("bare", "generate", "peft"):
             if one in rates and other in rates:
                 found = sorted(a / b for a, b in zip(rates[one], rates[other], strict=True))

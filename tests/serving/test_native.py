@@ -46,7 +46,8 @@ def pool(base: Any) -> Pool:
 @pytest.fixture(scope="module")
 def mixed(base: Any) -> list[Any]:
     make = maker(base)
-    return [None, make("tiny", 1), make("xs", 2), make("tiny", 5, rank=3), None, make("xs", 6, rank=3)]
+    vectors = [make("tiny", 1), make("xs", 2), make("tiny", 5, rank=3), None, make("xs", 6, rank=3)]
+    return [None, *vectors, make("lora", 3, rank=2), make("lora", 4, rank=5)]
 
 
 def filled(base: Any, pool: Pool, adapters: list[Any], library: native.Library, *, first: int = 0) -> Int8Model:

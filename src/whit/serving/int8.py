@@ -183,9 +183,9 @@ class Int8Model(SlotStore):
         They are the normed and turned ones that `logits` takes.
         """
         rows, width = len(tokens), max(map(len, tokens))
-        loras = self._loras(first, rows)
-        if self._steps is not None and not loras:
+        if self._steps is not None:
             return self._compiled(self._steps, first, tokens, starts)
+        loras = self._loras(first, rows)
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in tokens])
         places = torch.tensor(starts)[:, None] + torch.arange(width)
         longest = max(at + len(row) for at, row in zip(starts, tokens, strict=True))
@@ -216,21 +216,13 @@ class Int8Model(SlotStore):
     def _compiled(
         self, steps: native.Steps, first: int, tokens: Sequence[Sequence[int]], starts: Sequence[int]
     ) -> torch.Tensor:
-        """`forward` where all rows are bare or have vector adapters; what is beyond a row's tokens is nought."""
+        """`forward` by the library; what is beyond a row's tokens is nought."""
         counts = torch.tensor([len(row) for row in tokens])
         rows = torch.arange(len(tokens)).repeat_interleave(counts)
         columns = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
         ids = torch.tensor([each for row in tokens for each in row])
-        here = self._slots[first : first + len(tokens)]
-        moved = {
-            rank: torch.tensor(
-                [served is not None and served.R is not None and served.rank == rank for served in here],
-                dtype=torch.uint8,
-            )[rows]
-            for rank in self._ranks(first, len(tokens))
-        }
         places = torch.tensor(starts)[rows] + columns
-        states = steps.states(self._embed[ids].float(), self._kv, first + rows, places, self._turn, moved)
+        states = steps.states(self._embed[ids].float(), self._kv, first + rows, places, self._turn, self._slots)
         hidden = torch.zeros(len(tokens), int(counts.max()), states.shape[1])
         hidden[rows, columns] = states
         return hidden
@@ -386,13 +378,17 @@ class Int8Model(SlotStore):
     def _lora(self, served: Served) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
         found = self._own.get(served)
         if found is None:
-            found = {}
-            for target in self._targets:
-                if served.A is not None and served.B is not None and target.name in served.A:
-                    A, B = served.A[target.name].float(), served.B[target.name].float()
-                    A = self.turns.columns(target.projection, A, self._norms[target.name])
-                    found[target.name] = A, self.turns.rows(target.projection, B)
-            self._own[served] = found
+            found = self._own[served] = self.turned(served)
+        return found
+
+    def turned(self, served: Served) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """A and B of a LoRA by module, for inputs and outputs as they are turned here."""
+        found = {}
+        for target in self._targets:
+            if served.A is not None and served.B is not None and target.name in served.A:
+                A, B = served.A[target.name].float(), served.B[target.name].float()
+                A = self.turns.columns(target.projection, A, self._norms[target.name])
+                found[target.name] = A, self.turns.rows(target.projection, B)
         return found
 
 
@@ -405,7 +401,6 @@ def _rounded(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _product(x: torch.Tensor, W: torch.Tensor | native.Packed) -> torch.Tensor:
     """x (tokens, in) times W (in, columns), but for the columns' scales; every row is rounded by itself."""
-    if isinstance(W, native.Packed):
-        return W.times(x, scaled=False)
+    assert isinstance(W, torch.Tensor), "packed ones are the library's"
     scale = x.abs().amax(-1, keepdim=True).mul_(1 / 127).clamp_(min=1e-30)
     return torch._int_mm((x / scale).round_().to(torch.int8), W) * scale

@@ -29,6 +29,13 @@ typedef struct {
 } Move;
 
 typedef struct {
+    const float *A; /* (modules * rank, in); NULL where it leaves the product alone */
+    const float *B; /* Bᵀ of all modules side by side, (rank, out) */
+    const int64_t *ends;
+    int64_t rank, size;
+} Lora;
+
+typedef struct {
     const Product *products; /* qkv, out, gate and up, down of every layer */
     const float *turn;       /* (block, block), for inputs of down */
     const float *spread;     /* (64,): turn is Hadamard's matrix with its rows scaled by this; or NULL */
@@ -40,6 +47,8 @@ typedef struct {
 typedef struct {
     const Move *moves;       /* (layers, 4, ranks) */
     const uint8_t *moved;    /* (ranks, rows): whether the row has an adapter of that rank */
+    const Lora *const *loras; /* (rows,): NULL, or a row's own of every product; NULL where no row has one */
+    float *t;                /* (rows, most of a LoRA's size) */
     const int64_t *slots, *places; /* where each row's token stands; of a slot, all before it are known or rows here */
     const float *cos, *sin;  /* (places, dim / 2) */
     uint16_t *kv;            /* bfloat16 (layers, 2, slots, kv heads, places, dim), by these strides */
@@ -50,7 +59,7 @@ typedef struct {
     uint8_t *x;              /* (rows, most inputs) */
     float *scales;           /* (rows,) */
     float *room;             /* (threads, most of wide, places rounded up times heads) */
-    int64_t rows, ranks, columns, inputs, rooms, threads;
+    int64_t rows, ranks, sizes, columns, inputs, rooms, threads;
 } Step;
 
 #define INLINE static inline __attribute__((always_inline))
@@ -232,13 +241,60 @@ INLINE void outwards(const float *t, const float *US, int64_t rank, int64_t out,
     }
 }
 
-/* to += z R U S for each rank of which this row has an adapter */
-static void adapt(const Step *s, const Move *moves, int64_t row, const float *y, float *to, int64_t out)
+/* The same for all modules, whose columns end at `ends`; t (modules, rank) */
+INLINE void outwards_all(const float *t, const float *US, int64_t rank, const int64_t *ends, int64_t out, float *to)
 {
+    for (int64_t module = 0, at = 0; at < out; at = ends[module++])
+        if (rank == 2)
+            outwards(t + 2 * module, US, 2, out, at, ends[module], to);
+        else
+            outwards(t + rank * module, US, rank, out, at, ends[module], to);
+}
+
+/* The LoRA of a row at a product, or NULL */
+INLINE const Lora *lora_of(const Step *s, int64_t which, int64_t row)
+{
+    const Lora *l = s->loras ? s->loras[row] : NULL;
+    return l && l[which].A ? l + which : NULL;
+}
+
+/* to (wide) = A (wide, n) x by */
+INLINE void dots(const float *A, int wide, const float *x, float by, int64_t n, float *to)
+{
+    __m512 total[4];
+    for (int j = 0; j < wide; j++)
+        total[j] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += VECTOR)
+        for (int j = 0; j < wide; j++)
+            total[j] = _mm512_fmadd_ps(_mm512_loadu_ps(A + j * n + i), _mm512_loadu_ps(x + i), total[j]);
+    for (int j = 0; j < wide; j++)
+        to[j] = by * sum(total[j]);
+}
+
+/* What a row's LoRA makes of the product's inputs x (n) times `by`, kept until the product is done */
+static void inwards(const Step *s, int64_t which, int64_t row, const float *x, float by, int64_t n)
+{
+    const Lora *l = lora_of(s, which, row);
+    float *t = s->t + row * s->sizes;
+    int64_t j = 0;
+    if (!l)
+        return;
+    for (; j + 4 <= l->size; j += 4)
+        dots(l->A + j * n, 4, x, by, n, t + j);
+    for (; j < l->size; j++)
+        dots(l->A + j * n, 1, x, by, n, t + j);
+}
+
+/* to += z R U S for each rank of which this row has an adapter, and what its LoRA adds */
+static void adapt(const Step *s, int64_t which, int64_t row, const float *y, float *to, int64_t out)
+{
+    const Lora *l = lora_of(s, which, row);
+    if (l)
+        outwards_all(s->t + row * s->sizes, l->B, l->rank, l->ends, out, to);
     for (int64_t each = 0; each < s->ranks; each++) {
         if (!s->moved[each * s->rows + row])
             continue;
-        const Move *m = moves + each;
+        const Move *m = s->moves + which * s->ranks + each;
         const float *z = y + m->z, *R = m->R + s->slots[row] * m->size * m->size;
         float t[m->size];
         for (int64_t j = 0; j < m->size; j++)
@@ -246,11 +302,7 @@ static void adapt(const Step *s, const Move *moves, int64_t row, const float *y,
         for (int64_t i = 0; i < m->size; i++)
             for (int64_t j = 0; j < m->size; j++)
                 t[j] += z[i] * R[i * m->size + j];
-        for (int64_t module = 0, at = 0; at < out; at = m->ends[module++])
-            if (m->rank == 2)
-                outwards(t + 2 * module, m->US, 2, out, at, m->ends[module], to);
-            else
-                outwards(t + m->rank * module, m->US, m->rank, out, at, m->ends[module], to);
+        outwards_all(t, m->US, m->rank, m->ends, out, to);
     }
 }
 
@@ -446,19 +498,26 @@ static void gated(const Model *m, const float *gate, float *to)
 }
 
 /* h += y, scaled by column, and what the adapters add */
-static void add(const Step *s, const Product *p, const Move *moves, int64_t row, float *h)
+static void add(const Model *m, const Step *s, int64_t which, int64_t row, float *h)
 {
     const float *y = s->y + row * s->columns;
+    const Product *p = m->products + which;
     for (int64_t c = 0; c < p->out; c += VECTOR)
         _mm512_storeu_ps(h + c, _mm512_fmadd_ps(_mm512_loadu_ps(y + c), _mm512_loadu_ps(p->scale + c), _mm512_loadu_ps(h + c)));
-    adapt(s, moves, row, y, h, p->out);
+    adapt(s, which, row, y, h, p->out);
 }
 
-/* The states' norm, to 8 bits */
-static void norm(const Model *m, const Step *s, int64_t row, const float *h)
+/* x (n) times `by` as a product's inputs, in 8 bits */
+static void give(const Step *s, int64_t which, int64_t row, const float *x, float by, int64_t n)
 {
-    const float by = inverse_root_mean_square(h, m->width, m->eps);
-    s->scales[row] = rounded(h, by, m->width, s->x + row * s->inputs);
+    inwards(s, which, row, x, by, n);
+    s->scales[row] = rounded(x, by, n, s->x + row * s->inputs);
+}
+
+/* The states' norm, as inputs */
+static void norm(const Model *m, const Step *s, int64_t which, int64_t row, const float *h)
+{
+    give(s, which, row, h, inverse_root_mean_square(h, m->width, m->eps), m->width);
 }
 
 /* The states of `rows` tokens after all layers */
@@ -472,46 +531,45 @@ void whit_step(const Model *m, const Step *s)
         float *room = s->room + me * s->rooms;
         Work *work = works - threads;
         for (int64_t layer = 0; layer < m->layers; layer++) {
-            const Product *p = m->products + 4 * layer;
-            const Move *moves = s->moves + 4 * layer * s->ranks;
+            const int64_t qkv = 4 * layer, out = qkv + 1, gate_up = qkv + 2, down = qkv + 3;
+            const Product *p = m->products;
             EACH_ROW(work += threads, row, rows, threads, {
                 float *h = s->h + row * m->width;
                 if (layer)
-                    add(s, p - 1, moves - s->ranks, row, h);
+                    add(m, s, qkv - 1, row, h);
                 else
                     begin(m, s->embeds + row * m->width, h);
-                norm(m, s, row, h);
+                norm(m, s, qkv, row, h);
             });
-            product(work += threads, me, p, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
+            product(work += threads, me, p + qkv, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
             EACH_ROW(work += threads, row, rows, threads, {
                 float *y = s->y + row * s->columns;
-                adapt(s, moves, row, y, y, p->out);
+                adapt(s, qkv, row, y, y, p[qkv].out);
                 keep(m, s, layer, row);
             });
             EACH_ROW(work += threads, row, rows, threads, {
                 float *y = s->y + row * s->columns;
                 look_back(m, s, layer, row, room);
-                s->scales[row] = rounded(y, 1.0f, m->heads * m->dim, s->x + row * s->inputs);
+                give(s, out, row, y, 1.0f, m->heads * m->dim);
             });
-            product(work += threads, me, p + 1, s->x, s->inputs, s->scales, rows, 0, s->y, s->columns, threads);
+            product(work += threads, me, p + out, s->x, s->inputs, s->scales, rows, 0, s->y, s->columns, threads);
             EACH_ROW(work += threads, row, rows, threads, {
                 float *h = s->h + row * m->width;
-                add(s, p + 1, moves + s->ranks, row, h);
-                norm(m, s, row, h);
+                add(m, s, out, row, h);
+                norm(m, s, gate_up, row, h);
             });
-            product(work += threads, me, p + 2, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
+            product(work += threads, me, p + gate_up, s->x, s->inputs, s->scales, rows, 1, s->y, s->columns, threads);
             EACH_ROW(work += threads, row, rows, threads, {
                 float *y = s->y + row * s->columns;
-                adapt(s, moves + 2 * s->ranks, row, y, y, p[2].out);
+                adapt(s, gate_up, row, y, y, p[gate_up].out);
                 gated(m, y, room);
-                s->scales[row] = rounded(room, 1.0f, m->wide, s->x + row * s->inputs);
+                give(s, down, row, room, 1.0f, m->wide);
             });
-            product(work += threads, me, p + 3, s->x, s->inputs, s->scales, rows, 0, s->y, s->columns, threads);
+            product(work += threads, me, p + down, s->x, s->inputs, s->scales, rows, 0, s->y, s->columns, threads);
         }
         EACH_ROW(work += threads, row, rows, threads, {
             float *h = s->h + row * m->width;
-            const int64_t last = m->layers - 1;
-            add(s, m->products + 4 * last + 3, s->moves + (4 * last + 3) * s->ranks, row, h);
+            add(m, s, 4 * m->layers - 1, row, h);
             __m512 by = _mm512_set1_ps(inverse_root_mean_square(h, m->width, m->eps));
             for (int64_t c = 0; c < m->width; c += VECTOR)
                 _mm512_storeu_ps(h + c, _mm512_mul_ps(_mm512_loadu_ps(h + c), by));

@@ -15,7 +15,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from whit.files import is_private
 
 if TYPE_CHECKING:
     from whit.serving.int8 import Int8Model
+    from whit.serving.pool import Served
 
 _SOURCE = Path(__file__).with_name("native.c")
 _NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma"})
@@ -53,6 +55,13 @@ class _Move(ctypes.Structure):
     )
 
 
+class _Lora(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("A", "B", "ends")),
+        *((name, ctypes.c_int64) for name in ("rank", "size")),
+    )
+
+
 class _Best(ctypes.Structure):
     _fields_ = (("most", ctypes.c_float), ("column", ctypes.c_int64))
 
@@ -67,10 +76,11 @@ class _Model(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("moves", "moved", "slots", "places", "cos", "sin", "kv")),
+        *((name, ctypes.c_void_p) for name in ("moves", "moved", "loras", "t")),
+        *((name, ctypes.c_void_p) for name in ("slots", "places", "cos", "sin", "kv")),
         *((name, ctypes.c_int64) for name in ("layer_stride", "v_stride", "slot_stride", "head_stride")),
         *((name, ctypes.c_void_p) for name in ("embeds", "h", "y", "x", "scales", "room")),
-        *((name, ctypes.c_int64) for name in ("rows", "ranks", "columns", "inputs", "rooms", "threads")),
+        *((name, ctypes.c_int64) for name in ("rows", "ranks", "sizes", "columns", "inputs", "rooms", "threads")),
     )  # fmt: skip
 
 
@@ -200,6 +210,15 @@ def suits(*sizes: int) -> bool:
     return all(size % _LANES == 0 for size in sizes)
 
 
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA as the library takes it, one entry a product; `size` is the most that goes between A and B of one."""
+
+    about: Any
+    size: int
+    held: list[torch.Tensor]  # what `about` points to
+
+
 class Steps:
     """The layers of one model over slots."""
 
@@ -226,27 +245,33 @@ class Steps:
             "scales": torch.empty(self._most), "room": torch.empty(_MOST_THREADS, rooms),
         }  # fmt: skip
         self._sizes = {"columns": columns, "inputs": inputs, "rooms": rooms}
+        self._t = torch.empty(0)  # between A and B of a product's LoRAs
+        self._ends = [torch.tensor([span.stop for span in group.spans.values()]) for group in groups]
+        self._inputs = [each.inputs for each in packed]
         self._moves: dict[tuple[int, ...], Any] = {}
         self._held: list[torch.Tensor] = []  # what moves point to
+        self._loras: weakref.WeakKeyDictionary[Served, Lora] = weakref.WeakKeyDictionary()
 
     def states(
         self, embeds: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor, places: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor], moved: Mapping[int, torch.Tensor],
+        turn: tuple[torch.Tensor, torch.Tensor], adapters: Sequence[Served | None],
     ) -> torch.Tensor:  # fmt: skip
         """The normed states (tokens, width) after all layers of the tokens embeds (tokens, width).
 
         Each stands in a slot at a place, (tokens,) both; those of one slot in order, and what stands before them is
         known. kv (layers, 2, slots, heads, places, dim) in bfloat16 is written to; turn: cosines and sines (places,
-        dim / 2); `moved` says for each rank which tokens have an adapter of it, (tokens,) uint8.
+        dim / 2); `adapters` are those of all slots.
         """
         h = torch.empty_like(embeds)
         cos, sin = turn
         layer, half, slot, head, _, _ = kv.stride()
+        moved, loras = self._moved(slots, adapters), self._pointers(slots, adapters)
         for at in range(0, len(h), self._most):
             part = slice(at, at + self._most)
             flags = torch.stack([rows[part] for rows in moved.values()]) if moved else torch.empty(0, dtype=torch.uint8)
             about = _Step(
                 moves=ctypes.addressof(self._moves_of(tuple(moved))), moved=flags.data_ptr(),
+                loras=None if loras is None else loras[part].data_ptr(), t=self._t.data_ptr(), sizes=self._t.shape[-1],
                 slots=slots[part].data_ptr(), places=places[part].data_ptr(), cos=cos.data_ptr(), sin=sin.data_ptr(),
                 kv=kv.data_ptr(), layer_stride=layer, v_stride=half, slot_stride=slot, head_stride=head,
                 embeds=embeds[part].data_ptr(), h=h[part].data_ptr(), rows=len(h[part]), ranks=len(moved),
@@ -255,17 +280,57 @@ class Steps:
             self._code.whit_step(ctypes.addressof(self._about), ctypes.addressof(about))
         return h
 
+    def _moved(self, slots: torch.Tensor, adapters: Sequence[Served | None]) -> dict[int, torch.Tensor]:
+        """For each rank of the vector adapters at work, which tokens have one of it: (tokens,) uint8."""
+        ranks = [served.rank if served is not None and served.R is not None else 0 for served in adapters]
+        mine = torch.tensor(ranks)[slots]
+        return {rank: (mine == rank).byte() for rank in sorted(set(mine.tolist()) - {0})}
+
+    def _pointers(self, slots: torch.Tensor, adapters: Sequence[Served | None]) -> torch.Tensor | None:
+        """Where each token's LoRA is, (tokens,), nought for none; None where no token has one."""
+        mine = sorted(set(slots.tolist()))
+        loras = {slot: self._lora_of(served) for slot in mine if (served := adapters[slot]) and served.A is not None}
+        if not loras:
+            return None
+        most = max(lora.size for lora in loras.values())
+        if self._t.shape[-1] < most:
+            self._t = torch.empty(self._most, most)
+        addresses = torch.zeros(len(adapters), dtype=torch.int64)
+        for slot, lora in loras.items():
+            addresses[slot] = ctypes.addressof(lora.about)
+        return addresses[slots]
+
+    def _lora_of(self, served: Served) -> Lora:
+        found = self._loras.get(served)
+        if found is None:
+            found = self._loras[served] = self._laid_out(self._model.turned(served), served.rank)
+        return found
+
+    def _laid_out(self, parts: Mapping[str, tuple[torch.Tensor, torch.Tensor]], rank: int) -> Lora:
+        groups = [group for layer in self._model.groups for group in layer]
+        about, held = (_Lora * len(groups))(), list[torch.Tensor]()
+        for at, (group, ends) in enumerate(zip(groups, self._ends, strict=True)):
+            if not any(name in parts for name in group.spans):
+                continue
+            A, B = torch.zeros(len(ends) * rank, self._inputs[at]), torch.zeros(rank, group.out)
+            for place, (name, span) in enumerate(group.spans.items()):
+                if name in parts:
+                    A[place * rank : (place + 1) * rank], B[:, span] = parts[name][0], parts[name][1].mT
+            about[at] = _Lora(A.data_ptr(), B.data_ptr(), ends.data_ptr(), rank, len(A))
+            held += [A, B]
+        return Lora(about, max((one.size for one in about), default=0), held)
+
     def _moves_of(self, ranks: tuple[int, ...]) -> Any:
         found = self._moves.get(ranks)
         if found is None:
-            every = [self._move(group, rank) for layer in self._model.groups for group in layer for rank in ranks]
+            groups = zip((group for layer in self._model.groups for group in layer), self._ends, strict=True)
+            every = [self._move(group, ends, rank) for group, ends in groups for rank in ranks]
             found = self._moves[ranks] = (_Move * max(1, len(every)))(*every)
         return found
 
-    def _move(self, group: Any, rank: int) -> _Move:
+    def _move(self, group: Any, ends: torch.Tensor, rank: int) -> _Move:
         spans, R = list(group.spans.values()), group.R[rank]
         parts = [group.US[rank][place * rank : (place + 1) * rank, span] for place, span in enumerate(spans)]
         US = torch.cat(parts, 1).contiguous()
-        ends = torch.tensor([span.stop for span in spans])
-        self._held += [US, ends]
+        self._held.append(US)
         return _Move(R.data_ptr(), US.data_ptr(), ends.data_ptr(), group.z[rank].start, R.shape[1], rank)
