@@ -5,8 +5,8 @@ that a row's product does not depend on the rows beside it. Before rounding, the
 head and the inputs of down are turned by orthogonal matrices that are folded into the weights (QuaRot, arXiv
 2404.00456): the few large coordinates of a language model are spread over all of them, and rounding costs little. The
 norms' weights are folded too; q, k and v are one product, gate and up another. An adapter's Vᵀ stands as further
-columns of the same product, so that z comes with it; R, U S and LoRAs are applied in float32. Keys and values stay float32,
-or bfloat16 where steps are compiled (`native.py`).
+columns of the same product, so that z comes with it; R, U S and LoRAs are applied in float32. Keys and values stay
+float32, or bfloat16 where steps are compiled (`native.py`).
 
 Promises nothing about bases of other shapes: `suits` says which it takes. Knows nothing of requests.
 """
