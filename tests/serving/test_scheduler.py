@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from whit.adapters.tunable import bind
-from whit.errors import UsageError, WrongBase
+from whit.errors import DamagedAdapter, UsageError, WrongBase
 from whit.evaluation.decoding import Decoder
 from whit.serving.payload import from_payload, to_payload
 from whit.serving.pool import Pool, Served
@@ -275,6 +277,36 @@ def test_payloads_come_back(make: Callable[..., Any]) -> None:
     for adapter in (make("tiny", 1), make("xs", 1), make("lora", 1, rank=3)):
         content = to_payload(adapter)
         assert to_payload(from_payload(content)) == content
+
+
+def test_a_damaged_lora_is_refused_without_a_path_of_ours(make: Callable[..., Any]) -> None:
+    content = to_payload(make("lora", 1, rank=3))
+    for damaged in (content[:40], content[:-8], content.replace(b'"r": 3', b'"r": 4'), content.replace(b"F32", b"F33")):
+        with pytest.raises(DamagedAdapter, match="the adapter"):
+            from_payload(damaged)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_adapters_that_come_and_go_leave_nothing_in_memory(base: Any, make: Callable[..., Any], int8: bool) -> None:
+    """Each request's adapter is made anew, as a pool with too little room for its users does."""
+    pool = Pool(base, ranks=(2, 3), most=1)
+    kinds = (("tiny", 2), ("xs", 3), ("lora", 3), ("lora", 5))
+    payloads = [to_payload(make(kind, seed, rank=rank)) for seed in range(4) for kind, rank in kinds]
+    scheduler = Scheduler(base, pool.bases, rows=8, context=128, int8=int8, prefix_bytes=1 << 16)
+
+    def blocks(rounds: int) -> int:
+        for at in range(rounds):
+            for payload in payloads:
+                scheduler.submit([ask([5 + at % 7, 9], pool.ready(payload), max_tokens=2)[0]])
+            finish(scheduler)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    try:
+        before = blocks(8)  # what is made once and kept
+        assert blocks(20) - before < 20 * len(payloads)  # less than one block a request
+    finally:
+        scheduler.model.close()
 
 
 def test_a_worker_answers_and_outlives_a_bad_step(

@@ -116,6 +116,11 @@ class Adapter:
         return cls(held.spec.kind, held.base, held.basis, held.spec, held.vector, held.number_type, held.layers)
 
     @classmethod
+    def from_lora(cls, weights: LoraWeights) -> Adapter:
+        """The adapter that a LoRA's tensors and settings are."""
+        return cls(kind="lora", base=weights.base, lora=weights, number_type=weights.number_type)
+
+    @classmethod
     def from_text(cls, text: str) -> Adapter:
         """Read the text form (`whit1_…`). Raises `DamagedAdapter`."""
         return cls.from_bytes(compact.from_text(text.strip()))
@@ -155,8 +160,7 @@ class Adapter:
         if (folder / "adapter_config.json").is_file():
             from whit.adapters.lora import LoraWeights
 
-            weights = LoraWeights.load(folder)
-            return cls(kind="lora", base=weights.base, lora=weights, number_type=weights.number_type)
+            return cls.from_lora(LoraWeights.load(folder))
         pickles = sorted(item.name for item in folder.iterdir() if item.suffix.lower() in _PICKLES)
         if pickles:
             raise DamagedAdapter(

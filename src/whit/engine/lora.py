@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from whit.adapters.lora import WEIGHTS_NAME
+from whit.adapters.lora import WEIGHTS_NAME, lora_config
 from whit.adapters.targets import PROJECTIONS, all_targets
 from whit.errors import DamagedAdapter
 
@@ -27,10 +27,8 @@ _PREFIX = "base_model.model."
 
 def load_lora(engine: Engine, folder: str | Path) -> int:
     """Put the LoRA of a PEFT folder into the engine; its handle. Raises `DamagedAdapter`."""
-    from whit.adapters.lora import _read_config
-
     path = Path(folder)
-    config = _read_config(path)
+    config = lora_config(path)
     rank, alpha = int(config["r"]), float(config.get("lora_alpha", config["r"]))
     tensors = _read(path / WEIGHTS_NAME)
     names = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whit.adapters import learned
@@ -30,12 +28,8 @@ def to_payload(adapter: Adapter) -> bytes:
     """The bytes of an adapter; equal adapters give equal bytes."""
     if adapter.lora is None:
         return adapter.to_bytes()
-    from whit.adapters.lora import CONFIG_NAME, WEIGHTS_NAME
-
-    with tempfile.TemporaryDirectory(prefix="whit-") as folder:
-        adapter.lora.save(folder)
-        config = (Path(folder) / CONFIG_NAME).read_bytes()
-        return LORA_MAGIC + _LENGTH.pack(len(config)) + config + (Path(folder) / WEIGHTS_NAME).read_bytes()
+    config, weights = adapter.lora.to_bytes()
+    return LORA_MAGIC + _LENGTH.pack(len(config)) + config + weights
 
 
 def from_payload(content: bytes) -> Adapter:
@@ -44,7 +38,7 @@ def from_payload(content: bytes) -> Adapter:
         raise DamagedAdapter(f"an adapter of {len(content):,} bytes; a store keeps at most {MAX_PAYLOAD:,}")
     if not content.startswith(LORA_MAGIC):
         return Adapter.from_bytes(content)
-    from whit.adapters.lora import CONFIG_NAME, WEIGHTS_NAME
+    from whit.adapters.lora import LoraWeights
 
     start = len(LORA_MAGIC) + _LENGTH.size
     if len(content) < start:
@@ -52,14 +46,8 @@ def from_payload(content: bytes) -> Adapter:
     (size,) = _LENGTH.unpack_from(content, len(LORA_MAGIC))
     if size > len(content) - start:
         raise DamagedAdapter("the adapter is truncated within its config")
-    with tempfile.TemporaryDirectory(prefix="whit-") as folder:
-        (Path(folder) / CONFIG_NAME).write_bytes(content[start : start + size])
-        (Path(folder) / WEIGHTS_NAME).write_bytes(content[start + size :])
-        try:
-            return Adapter.load(folder)
-        except DamagedAdapter as error:
-            # The temporary folder is nobody's business.
-            raise DamagedAdapter(str(error).replace(folder, "the adapter")) from None
+    config, weights = content[start : start + size], content[start + size :]
+    return Adapter.from_lora(LoraWeights.from_bytes(config, weights, "the adapter"))
 
 
 def kind_of(content: bytes) -> str:

@@ -125,7 +125,7 @@ def import_peft(folder: str | Path, base: Base) -> Adapter:
     path = Path(folder)
     if read_config(path).get("peft_type") == "LORA":
         weights = LoraWeights.load(path)
-        adapter = Adapter(kind="lora", base=weights.base, lora=weights, number_type=weights.number_type)
+        adapter = Adapter.from_lora(weights)
         adapter.check_fits(base)
         return adapter
     held = read_folder(path)
